@@ -1,0 +1,19 @@
+//! Names, ids, units and specs that every side of AegisVM agrees on.
+//!
+//! **Invariant:** no I/O and no async here. A value of one of these types has been checked: parse at the
+//! edge, pass the type inside.
+#![forbid(unsafe_code)]
+
+mod duration;
+mod exit;
+mod names;
+mod state;
+mod units;
+mod vm;
+
+pub use duration::{InvalidDuration, parse_duration};
+pub use exit::ExitStatus;
+pub use names::{Handle, ImageName, InstanceId, InvalidName, VmId};
+pub use state::{InstanceState, StopReason, UnknownStopReason};
+pub use units::{InvalidUnit, Mib, Vcpus};
+pub use vm::{Accelerator, Disk, DiskFormat, VmSpec};

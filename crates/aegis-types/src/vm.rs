@@ -1,0 +1,82 @@
+//! What a backend needs to know to start a VM. Written by the daemon, read by the worker and the backends.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Mib, Vcpus, VmId};
+
+/// What executes guest instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// Linux KVM.
+    Kvm,
+    /// Apple's Hypervisor framework.
+    Hvf,
+    /// QEMU's software emulation: slower, works everywhere.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The name as QEMU and users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Hvf => "hvf",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a disk file is to be read. Never guessed: a guest that writes a qcow2 header to a raw disk must not
+/// make the host open the file that the header names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// Plain bytes.
+    Raw,
+}
+
+/// A block device of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Host file.
+    pub path: PathBuf,
+    /// Format of the file.
+    pub format: DiskFormat,
+    /// Serial number by which the guest finds the disk (at most 20 ASCII characters, a virtio limit).
+    pub serial: String,
+    /// The guest cannot write to it.
+    pub read_only: bool,
+}
+
+/// Everything that decides how a VM is started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Id of this boot.
+    pub vm_id: VmId,
+    /// Program of the VMM.
+    pub vmm_path: PathBuf,
+    /// What executes guest instructions.
+    pub accelerator: Accelerator,
+    /// PVH-bootable kernel.
+    pub kernel: PathBuf,
+    /// Initramfs with the harness.
+    pub initramfs: PathBuf,
+    /// Guest memory.
+    pub memory: Mib,
+    /// Virtual CPUs.
+    pub vcpus: Vcpus,
+    /// Block devices, in order.
+    pub disks: Vec<Disk>,
+    /// Existing private directory for the sockets of this VM.
+    pub runtime_dir: PathBuf,
+}
