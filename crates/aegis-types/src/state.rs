@@ -55,12 +55,14 @@ pub enum StopReason {
     GuestShutdown,
     /// The VMM or its worker died under it.
     VmmDied,
+    /// The guest broke the rules of the guest link.
+    GuestFault,
     /// The daemon shut down, or was not there when the VM ended.
     DaemonStopped,
 }
 
 impl StopReason {
-    const ALL: [StopReason; 8] = [
+    const ALL: [StopReason; 9] = [
         Self::NeverStarted,
         Self::Exited,
         Self::Requested,
@@ -68,6 +70,7 @@ impl StopReason {
         Self::BootFailed,
         Self::GuestShutdown,
         Self::VmmDied,
+        Self::GuestFault,
         Self::DaemonStopped,
     ];
 
@@ -81,6 +84,7 @@ impl StopReason {
             Self::BootFailed => "boot_failed",
             Self::GuestShutdown => "guest_shutdown",
             Self::VmmDied => "vmm_died",
+            Self::GuestFault => "guest_fault",
             Self::DaemonStopped => "daemon_stopped",
         }
     }

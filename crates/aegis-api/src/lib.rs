@@ -1,0 +1,24 @@
+//! Requests, answers and paths of the daemon's HTTP API: HTTP/1.1 with JSON over the unix socket
+//! `$AEGIS_HOME/aegisd.sock`. Streams are NDJSON, one object a line.
+//!
+//! **Invariant:** unknown fields are ignored and absent options are omitted, so that clients and daemons of
+//! different age understand each other. Every failure has an [`ErrorBody`].
+#![forbid(unsafe_code)]
+
+mod error;
+mod exec;
+mod image;
+mod instance;
+mod log;
+pub mod paths;
+mod status;
+
+pub use error::{ErrorBody, ErrorCode};
+pub use exec::{ExecDone, ExecRequest, ExecStarted};
+pub use image::{ImageImported, ImageSummary};
+pub use instance::{CreateInstance, CreatedInstance, InstanceInfo, InstanceSummary, PruneReply, StateReply};
+pub use log::{LogEntry, LogSource, LogStream};
+pub use status::{AssetStatus, BackendCapabilities, DaemonStatus};
+
+/// Content type of the streams.
+pub const NDJSON: &str = "application/x-ndjson";

@@ -1,0 +1,109 @@
+//! JSON-RPC between host and harness ([`crate::service::Service::Control`]).
+//!
+//! The host calls; the guest only answers. Several control streams may be open at once: the worker uses one
+//! for the clock and parking, the daemon one for the primary process.
+
+use std::collections::BTreeMap;
+
+use aegis_types::ExitStatus;
+use serde::{Deserialize, Serialize};
+
+/// Starts the primary process: [`Run`] → [`Started`]. A second call fails.
+pub const RUN: &str = "run";
+/// No parameters → [`Status`].
+pub const STATUS: &str = "status";
+/// Sets the realtime clock: [`ClockSet`] → `null`.
+pub const CLOCK_SET: &str = "clock.set";
+/// Ends every process and switches the machine off: [`Shutdown`] → `null`, answered before anything ends.
+pub const SHUTDOWN: &str = "shutdown";
+/// Makes the link safe to save: no parameters → `null`; then the host closes the multiplexer.
+pub const PARK: &str = "park";
+
+/// A process to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments, no shell. A name without `/` is looked up in the `PATH` of the final environment.
+    pub command: Vec<String>,
+    /// Added to the environment of the harness; wins over it.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Absolute working directory; `/` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+}
+
+/// Parameters of [`RUN`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The primary process. Its environment is also the base of every later exec.
+    pub process: Process,
+}
+
+/// A process runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Process id in the guest.
+    pub pid: u32,
+}
+
+/// Why a process did not start. It is the `data` of a failed [`RUN`] and the payload of an exec refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFailure {
+    /// What kind of failure.
+    pub kind: StartFailureKind,
+    /// For people; names the program.
+    pub message: String,
+}
+
+/// Kinds of [`StartFailure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartFailureKind {
+    /// No such program (shells say 127).
+    NotFound,
+    /// The program is there and cannot be executed (shells say 126).
+    NotExecutable,
+    /// The working directory cannot be entered.
+    BadWorkdir,
+    /// The request itself is wrong: an empty command, a NUL byte.
+    Invalid,
+    /// No memory, too many processes and the like.
+    Resources,
+}
+
+impl StartFailureKind {
+    /// The exit code that a shell would give, so that callers can treat the failure as an exit.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::NotFound => 127,
+            Self::NotExecutable | Self::BadWorkdir | Self::Invalid | Self::Resources => 126,
+        }
+    }
+}
+
+/// Answer of [`STATUS`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the harness.
+    pub version: String,
+    /// Pid of the primary process once it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary_pid: Option<u32>,
+    /// Its end, once it ended. Kept until the VM is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary_exit: Option<ExitStatus>,
+}
+
+/// Parameters of [`CLOCK_SET`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockSet {
+    /// Nanoseconds since the Unix epoch.
+    pub time_unix_ns: u64,
+}
+
+/// Parameters of [`SHUTDOWN`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// Time between SIGTERM and SIGKILL, in milliseconds.
+    pub grace_ms: u64,
+}

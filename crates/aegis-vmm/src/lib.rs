@@ -1,0 +1,136 @@
+//! What a virtual machine monitor (VMM) can do for us, whichever it is.
+//!
+//! A backend implements [`Vmm`] and [`Vm`]; the worker is the only caller. A VM here is a machine with CPUs,
+//! disks and one byte stream to its harness; what is said on that stream is none of a backend's business.
+//!
+//! **Invariant:** platform differences stop at the backends. Callers never downcast: what a backend cannot do
+//! is a field of [`Capabilities`] and a method that answers [`VmmError::Unsupported`].
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use aegis_types::VmSpec;
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A reliable byte stream to the harness, before the handshake.
+pub trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
+
+/// What a backend offers on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Name of the backend, as users see it.
+    pub name: &'static str,
+    /// CPUs can be halted and go on later with memory kept.
+    pub pause: bool,
+}
+
+/// A backend failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The program of the VMM could not be started.
+    #[error("cannot start `{program}`")]
+    Spawn {
+        /// Path of the program.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM ended while it was asked for something.
+    #[error("the VMM ended: {0}")]
+    Ended(String),
+    /// The VMM refused a request.
+    #[error("the VMM refused `{command}`: {message}")]
+    Refused {
+        /// What was asked.
+        command: String,
+        /// Its answer.
+        message: String,
+    },
+    /// The VMM did not answer in time.
+    #[error("the VMM did not answer `{command}` within {timeout_ms} ms")]
+    Timeout {
+        /// What was asked.
+        command: String,
+        /// How long was waited.
+        timeout_ms: u64,
+    },
+    /// Files or sockets of the VM.
+    #[error("{context}")]
+    Io {
+        /// What was attempted.
+        context: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// This backend cannot do it.
+    #[error("{backend} cannot {what}")]
+    Unsupported {
+        /// Name of the backend.
+        backend: &'static str,
+        /// What was asked.
+        what: &'static str,
+    },
+}
+
+/// Why a VM is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmExit {
+    /// The guest powered off, rebooted or panicked.
+    GuestShutdown,
+    /// [`Vm::kill`] was called.
+    Killed,
+    /// The VMM died by itself: its status and last error output.
+    Died(String),
+}
+
+/// Starts VMs.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// What this backend offers.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Starts a VM. Success means that the VMM runs, not that the guest answers. If the future is dropped, the
+    /// VMM is killed.
+    ///
+    /// # Errors
+    /// Nothing is left running on an error.
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError>;
+}
+
+/// A VM whose VMM was started. Dropping it kills the VMM.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// Process id of the VMM, where it is a process.
+    fn pid(&self) -> Option<u32>;
+
+    /// Opens the byte stream to the harness. At most one at a time; open again after the last one was dropped.
+    ///
+    /// # Errors
+    /// The VMM is gone.
+    async fn connect(&self) -> Result<Box<dyn Carrier>, VmmError>;
+
+    /// Halts the CPUs. Idempotent.
+    ///
+    /// # Errors
+    /// [`VmmError::Unsupported`] without [`Capabilities::pause`]; otherwise the CPUs may or may not be halted.
+    async fn pause(&self) -> Result<(), VmmError>;
+
+    /// Lets the CPUs go on. Idempotent.
+    ///
+    /// # Errors
+    /// As for [`Vm::pause`].
+    async fn resume(&self) -> Result<(), VmmError>;
+
+    /// Ends the VMM at once. Idempotent; the guest is not asked.
+    fn kill(&self);
+
+    /// Waits until the VMM has ended and was reaped. May be called any number of times and dropped at any time.
+    async fn exited(&self) -> VmExit;
+
+    /// The last lines that the guest wrote to its console, oldest first, with control characters removed.
+    fn console_tail(&self) -> Vec<String>;
+}
