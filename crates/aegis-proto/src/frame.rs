@@ -96,6 +96,11 @@ impl FrameDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Bytes of an incomplete frame are waiting: a stream that ends now was cut off.
+    pub fn has_partial(&self) -> bool {
+        self.start < self.buffer.len()
+    }
+
     /// Takes the next complete frame.
     ///
     /// # Errors

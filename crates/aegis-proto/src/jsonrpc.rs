@@ -120,6 +120,11 @@ impl Message {
         Self { id: Some(id), result, error, ..Self::EMPTY }
     }
 
+    /// Id of a request or response.
+    pub fn id(&self) -> Option<u64> {
+        self.id
+    }
+
     /// The message as a line, newline included.
     ///
     /// # Errors

@@ -1,0 +1,59 @@
+//! What is remembered of an instance.
+
+use std::collections::BTreeMap;
+
+use aegis_types::{Handle, ImageName, InstanceId, Mib, StopReason, Vcpus};
+use jiff::Timestamp;
+
+/// What was asked for; never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceSpec {
+    /// Id.
+    pub id: InstanceId,
+    /// Name.
+    pub handle: Option<Handle>,
+    /// Image of the root file system.
+    pub image: ImageName,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment of the command.
+    pub env: BTreeMap<String, String>,
+    /// Working directory of the command.
+    pub workdir: Option<String>,
+    /// Guest memory.
+    pub memory: Mib,
+    /// Virtual CPUs.
+    pub vcpus: Vcpus,
+    /// Creation.
+    pub created_at: Timestamp,
+}
+
+/// The durable part of an instance: survives every crash of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// What was asked for.
+    pub spec: InstanceSpec,
+    /// It may be woken.
+    pub enabled: bool,
+    /// A VM was started and its end was not recorded: after a crash there may be a worker to adopt.
+    pub live: bool,
+    /// Last change of state.
+    pub updated_at: Timestamp,
+    /// Last time that it was started or used.
+    pub last_active_at: Option<Timestamp>,
+    /// End of the last VM.
+    pub last_stop: Option<LastStop>,
+}
+
+/// How the last VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastStop {
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: StopReason,
+    /// Exit code of the command, for [`StopReason::Exited`].
+    pub exit_code: Option<u8>,
+    /// What went wrong, when something did.
+    pub error: Option<String>,
+}

@@ -1,0 +1,43 @@
+//! The guest link: handshake, multiplexer and park on one byte stream per VM, and the small async helpers that
+//! speak the wires of `aegis-proto` on top of it.
+//!
+//! Both ends live here: [`host`] is used by the worker, [`guest`] by the harness. What the streams carry is
+//! none of this crate's business.
+//!
+//! **Invariant:** the peer is hostile. Streams, windows, lines and frames have bounds; a violation ends this
+//! link and nothing else.
+#![forbid(unsafe_code)]
+
+pub mod frames;
+pub mod guest;
+pub mod host;
+mod line;
+mod mux;
+pub mod rpc;
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use mux::{LinkEnd, Stream};
+
+/// A reliable byte stream between host and guest.
+pub trait Carrier: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Carrier for T {}
+
+/// The link could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The link has ended.
+    #[error("the guest link ended: {0}")]
+    Ended(LinkEnd),
+    /// The handshake went wrong.
+    #[error("handshake failed: {0}")]
+    Handshake(String),
+    /// The guest does not offer this service.
+    #[error("the guest does not offer service {0}")]
+    Refused(u16),
+    /// The bytes could not be moved.
+    #[error("the guest link broke")]
+    Io(#[from] io::Error),
+}
