@@ -1,0 +1,10 @@
+//! Real VMs through the programs that users run. Names that start with `smoke` also run as an unprivileged user.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod boot;
+mod crash;
+mod exec;
+mod hostile;
+mod image;
+mod instance;
+mod run;
