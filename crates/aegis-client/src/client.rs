@@ -1,0 +1,213 @@
+//! The calls.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aegis_api::{
+    CreateInstance, CreatedInstance, DaemonStatus, ExecRequest, ImageImported, ImageSummary, InstanceInfo,
+    InstanceSummary, PruneReply, StateReply, paths,
+};
+use aegis_types::{ImageName, InstanceState};
+use bytes::{Bytes, BytesMut};
+use futures::stream::try_unfold;
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+use hyper::Method;
+use hyper::body::Frame;
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::ClientError;
+use crate::connection::{Answer, RequestBody, request};
+use crate::stream::{ExecEvents, LogEntries};
+
+const CONSOLE_MAX: usize = 64 << 20;
+const IMPORT_CHUNK: usize = 256 << 10;
+
+/// A client of one daemon. Cheap to clone; nothing is connected before a call.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// What a create request did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Creation {
+    /// A new instance was created.
+    Created(CreatedInstance),
+    /// The stopped instance of that name was started.
+    Restarted(CreatedInstance),
+}
+
+/// Something to do with an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Boots it; does not wait for the boot.
+    Start,
+    /// Stops its VM; returns when it is stopped.
+    Stop,
+    /// Stops and boots it; does not wait for the boot.
+    Restart,
+    /// Stops it and forbids waking it.
+    Disable,
+    /// Halts its CPUs.
+    Pause,
+    /// Lets its CPUs go on.
+    Resume,
+}
+
+impl Action {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+            Self::Disable => "disable",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+/// Which entries of a log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogQuery {
+    /// After the stored entries, wait for more until the instance is deleted.
+    pub follow: bool,
+    /// Only entries after this time.
+    pub since: Option<Timestamp>,
+    /// Only so many of the newest stored entries.
+    pub tail: Option<u64>,
+    /// Only entries of this exec.
+    pub exec_id: Option<String>,
+}
+
+impl LogQuery {
+    fn path(&self, target: &str) -> String {
+        let mut query = Vec::new();
+        if self.follow {
+            query.push("follow=1".to_owned());
+        }
+        if let Some(since) = self.since {
+            query.push(format!("since={}", paths::encode(&since.to_string())));
+        }
+        if let Some(tail) = self.tail {
+            query.push(format!("tail={tail}"));
+        }
+        if let Some(exec_id) = &self.exec_id {
+            query.push(format!("exec_id={}", paths::encode(exec_id)));
+        }
+        let path = paths::logs(target);
+        if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
+    }
+}
+
+/// Every call fails with [`ClientError`]; refusals of the daemon are [`ClientError::Api`].
+#[allow(clippy::missing_errors_doc, reason = "said once for all calls")]
+impl Client {
+    /// A client of the daemon that listens on this socket.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// Socket of the daemon.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The daemon and what it would use for the next VM.
+    pub async fn status(&self) -> Result<DaemonStatus, ClientError> {
+        self.get_path(paths::STATUS).await?.json().await
+    }
+
+    /// Creates an instance, or starts the stopped one of that name. Does not wait for the boot.
+    pub async fn create(&self, instance: &CreateInstance) -> Result<Creation, ClientError> {
+        let answer = self.post(paths::INSTANCES, instance).await?;
+        let created = answer.status() == 201;
+        let instance = answer.json().await?;
+        Ok(if created { Creation::Created(instance) } else { Creation::Restarted(instance) })
+    }
+
+    /// All instances, or those in one state.
+    pub async fn list(&self, state: Option<InstanceState>) -> Result<Vec<InstanceSummary>, ClientError> {
+        let path = match state {
+            Some(state) => format!("{}?state={state}", paths::INSTANCES),
+            None => paths::INSTANCES.to_owned(),
+        };
+        self.get_path(&path).await?.json().await
+    }
+
+    /// One instance, by id or name.
+    pub async fn get(&self, target: &str) -> Result<InstanceInfo, ClientError> {
+        self.get_path(&paths::instance(target)).await?.json().await
+    }
+
+    /// Does something with an instance.
+    pub async fn action(&self, target: &str, action: Action) -> Result<StateReply, ClientError> {
+        let path = paths::action(target, action.as_str());
+        self.request(Method::POST, &path, empty()).await?.json().await
+    }
+
+    /// Deletes an instance and everything it has; returns when it is gone.
+    pub async fn delete(&self, target: &str) -> Result<StateReply, ClientError> {
+        self.request(Method::DELETE, &paths::instance(target), empty()).await?.json().await
+    }
+
+    /// Deletes instances that have been stopped for longer than a duration such as `7d`.
+    pub async fn prune(&self, older_than: &str) -> Result<PruneReply, ClientError> {
+        let path = format!("{}?older_than={}", paths::PRUNE, paths::encode(older_than));
+        self.request(Method::POST, &path, empty()).await?.json().await
+    }
+
+    /// Runs a command in an instance, which is woken if need be.
+    pub async fn exec(&self, target: &str, exec: &ExecRequest) -> Result<ExecEvents, ClientError> {
+        self.post(&paths::exec(target), exec).await.map(ExecEvents::new)
+    }
+
+    /// The log of an instance.
+    pub async fn logs(&self, target: &str, query: &LogQuery) -> Result<LogEntries, ClientError> {
+        self.get_path(&query.path(target)).await.map(LogEntries::new)
+    }
+
+    /// The newest part of what the guest's kernel wrote to its console.
+    pub async fn console(&self, target: &str) -> Result<Bytes, ClientError> {
+        self.get_path(&paths::console(target)).await?.bytes(CONSOLE_MAX).await
+    }
+
+    /// All images.
+    pub async fn images(&self) -> Result<Vec<ImageSummary>, ClientError> {
+        self.get_path(paths::IMAGES).await?.json().await
+    }
+
+    /// Makes an image of a tar, optionally gzip-compressed, which is streamed to the daemon.
+    pub async fn import<R>(&self, name: &ImageName, tar: R) -> Result<ImageImported, ClientError>
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+    {
+        let path = format!("{}?name={}", paths::IMAGE_IMPORT, paths::encode(name.as_str()));
+        let frames = try_unfold(tar, |mut tar| async move {
+            let mut chunk = BytesMut::with_capacity(IMPORT_CHUNK);
+            let read = tar.read_buf(&mut chunk).await?;
+            io::Result::Ok((read > 0).then(|| (Frame::data(chunk.freeze()), tar)))
+        });
+        self.request(Method::POST, &path, StreamBody::new(frames).boxed_unsync()).await?.json().await
+    }
+
+    async fn get_path(&self, path: &str) -> Result<Answer, ClientError> {
+        self.request(Method::GET, path, empty()).await
+    }
+
+    async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
+        let json = serde_json::to_vec(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
+        self.request(Method::POST, path, Full::from(json).map_err(|never| match never {}).boxed_unsync())
+            .await
+    }
+
+    async fn request(&self, method: Method, path: &str, body: RequestBody) -> Result<Answer, ClientError> {
+        request(&self.socket, method, path, body).await
+    }
+}
+
+fn empty() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}

@@ -1,0 +1,14 @@
+//! Typed client of the daemon's API over its unix socket: the only way in for the command line and other
+//! host programs.
+//!
+//! **Invariant:** every answer is bounded. One connection serves one request; dropping an answer closes it.
+#![forbid(unsafe_code)]
+
+mod client;
+mod connection;
+mod error;
+mod stream;
+
+pub use client::{Action, Client, Creation, LogQuery};
+pub use error::ClientError;
+pub use stream::{ExecEvent, ExecEvents, LogEntries};

@@ -1,0 +1,82 @@
+//! Every environment variable of AegisVM.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Home directory of AegisVM: socket, registry, images, logs. Default `~/.aegis`.
+pub const HOME: &str = "AEGIS_HOME";
+/// Log filter of the daemon, such as `info` or `aegisd=debug`.
+pub const LOG: &str = "AEGIS_LOG";
+/// Guest kernel.
+pub const KERNEL: &str = "AEGIS_KERNEL";
+/// Guest initramfs.
+pub const INITRAMFS: &str = "AEGIS_INITRAMFS";
+/// Image `base`.
+pub const BASE_IMAGE: &str = "AEGIS_BASE_IMAGE";
+/// Empty file system from which the disks of instances are copied.
+pub const DISK_TEMPLATE: &str = "AEGIS_DISK_TEMPLATE";
+/// QEMU program.
+pub const QEMU: &str = "AEGIS_QEMU";
+/// Program `aegis-vmm-worker`.
+pub const WORKER: &str = "AEGIS_WORKER";
+/// Program `aegisd`.
+pub const DAEMON: &str = "AEGIS_DAEMON";
+/// Program `aegis-bench`.
+pub const BENCH: &str = "AEGIS_BENCH";
+/// Accelerator: `auto`, `kvm`, `hvf` or `tcg`.
+pub const ACCEL: &str = "AEGIS_ACCEL";
+/// Memory of instances that ask for none, in MiB.
+pub const DEFAULT_MEMORY_MB: &str = "AEGIS_DEFAULT_MEMORY_MB";
+/// Virtual CPUs of instances that ask for none.
+pub const DEFAULT_CPUS: &str = "AEGIS_DEFAULT_CPUS";
+/// Image of instances that ask for none.
+pub const DEFAULT_IMAGE: &str = "AEGIS_DEFAULT_IMAGE";
+/// How long a boot may take, such as `60s`.
+pub const BOOT_TIMEOUT: &str = "AEGIS_BOOT_TIMEOUT";
+
+/// The user's home directory, for the default of [`HOME`].
+pub(crate) const USER_HOME: &str = "HOME";
+/// Where programs are looked for.
+pub(crate) const PATH: &str = "PATH";
+
+type Lookup = dyn Fn(&str) -> Option<OsString> + Send + Sync;
+
+/// Where variables are read from: the process, or a table in tests.
+#[derive(Clone)]
+pub struct Environment(Arc<Lookup>);
+
+impl Environment {
+    /// The environment of this process.
+    pub fn process() -> Self {
+        Self::from_fn(|name| std::env::var_os(name))
+    }
+
+    /// Variables from a function.
+    pub fn from_fn(lookup: impl Fn(&str) -> Option<OsString> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(lookup))
+    }
+
+    /// A variable. One that is set to nothing counts as not set, as scripts clear variables that way.
+    pub fn get(&self, name: &str) -> Option<OsString> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(PathBuf::from)
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Environment")
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn table(vars: &[(&str, &str)]) -> Environment {
+    let vars: std::collections::HashMap<String, OsString> =
+        vars.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+    Environment::from_fn(move |name| vars.get(name).cloned())
+}

@@ -1,0 +1,171 @@
+//! A row of the table `instances`.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use aegis_types::{Handle, ImageName, InstanceId, Mib, StopReason, Vcpus};
+use jiff::Timestamp;
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, ErrorCode, Row, named_params};
+
+use crate::StoreError;
+
+/// What is remembered of one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRow {
+    /// Id.
+    pub id: InstanceId,
+    /// Name, unique.
+    pub handle: Option<Handle>,
+    /// Image of the root file system.
+    pub image_ref: ImageName,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment of the command.
+    pub env: BTreeMap<String, String>,
+    /// Working directory of the command.
+    pub workdir: Option<String>,
+    /// Guest memory.
+    pub memory: Mib,
+    /// Virtual CPUs.
+    pub vcpus: Vcpus,
+    /// Creation.
+    pub created_at: Timestamp,
+    /// It may be woken.
+    pub enabled: bool,
+    /// A VM was started and its end was not recorded.
+    pub live: bool,
+    /// Last change of state.
+    pub updated_at: Timestamp,
+    /// Last time that it was started or used.
+    pub last_active_at: Option<Timestamp>,
+    /// End of the last VM.
+    pub stopped_at: Option<Timestamp>,
+    /// Why the last VM ended.
+    pub stop_reason: Option<StopReason>,
+    /// Exit code of the command.
+    pub exit_code: Option<u8>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+const UPSERT: &str = "
+    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, created_at,
+        enabled, live, updated_at, last_active_at, stopped_at, stop_reason, exit_code, last_error)
+    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :created_at,
+        :enabled, :live, :updated_at, :last_active_at, :stopped_at, :stop_reason, :exit_code, :last_error)
+    ON CONFLICT (id) DO UPDATE SET
+        handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
+        workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus,
+        created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
+        updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
+        stopped_at = excluded.stopped_at, stop_reason = excluded.stop_reason, exit_code = excluded.exit_code,
+        last_error = excluded.last_error";
+
+impl InstanceRow {
+    pub(crate) fn save(&self, connection: &Connection) -> Result<(), StoreError> {
+        let text = |value: Option<Timestamp>| value.map(|t| t.to_string());
+        let mut statement = connection.prepare_cached(UPSERT).map_err(StoreError::sqlite("save an instance"))?;
+        let saved = statement.execute(named_params! {
+            ":id": self.id.as_str(),
+            ":handle": self.handle.as_ref().map(Handle::as_str),
+            ":image_ref": self.image_ref.as_str(),
+            ":command": serde_json::to_string(&self.command).expect("strings serialise"),
+            ":env": serde_json::to_string(&self.env).expect("strings serialise"),
+            ":workdir": self.workdir,
+            ":memory_mb": self.memory.get(),
+            ":vcpus": self.vcpus.get(),
+            ":created_at": self.created_at.to_string(),
+            ":enabled": self.enabled,
+            ":live": self.live,
+            ":updated_at": self.updated_at.to_string(),
+            ":last_active_at": text(self.last_active_at),
+            ":stopped_at": text(self.stopped_at),
+            ":stop_reason": self.stop_reason.map(StopReason::as_str),
+            ":exit_code": self.exit_code,
+            ":last_error": self.last_error,
+        });
+        match (saved, &self.handle) {
+            (Ok(_), _) => Ok(()),
+            // The id cannot conflict in an upsert, so the handle is what is not unique.
+            (Err(e), Some(handle)) if e.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                Err(StoreError::HandleTaken(handle.clone()))
+            }
+            (Err(e), _) => Err(StoreError::sqlite("save an instance")(e)),
+        }
+    }
+
+    pub(crate) fn load_all(connection: &Connection) -> Result<Vec<InstanceRow>, StoreError> {
+        let failed = StoreError::sqlite("read the registry");
+        let mut statement =
+            connection.prepare("SELECT * FROM instances ORDER BY created_at, id").map_err(&failed)?;
+        let mut rows = statement.query([]).map_err(&failed)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(&failed)? {
+            all.push(Self::read(row)?);
+        }
+        Ok(all)
+    }
+
+    fn read(row: &Row<'_>) -> Result<InstanceRow, StoreError> {
+        let columns = Columns { row, id: row.get("id").unwrap_or_default() };
+        Ok(InstanceRow {
+            id: columns.parsed("id")?,
+            handle: columns.parsed_option("handle")?,
+            image_ref: columns.parsed("image_ref")?,
+            command: columns.json("command")?,
+            env: columns.json("env")?,
+            workdir: columns.get("workdir")?,
+            memory: columns.sized("memory_mb", Mib::new)?,
+            vcpus: columns.sized("vcpus", Vcpus::new)?,
+            created_at: columns.parsed("created_at")?,
+            enabled: columns.get("enabled")?,
+            live: columns.get("live")?,
+            updated_at: columns.parsed("updated_at")?,
+            last_active_at: columns.parsed_option("last_active_at")?,
+            stopped_at: columns.parsed_option("stopped_at")?,
+            stop_reason: columns.parsed_option("stop_reason")?,
+            exit_code: columns.get("exit_code")?,
+            last_error: columns.get("last_error")?,
+        })
+    }
+}
+
+/// Reads columns into their types; a misfit names the row and the column.
+struct Columns<'a> {
+    row: &'a Row<'a>,
+    id: String,
+}
+
+impl Columns<'_> {
+    fn bad(&self, column: &'static str) -> impl Fn(&dyn Display) -> StoreError {
+        let id = self.id.clone();
+        move |reason| StoreError::BadRow { id: id.clone(), column, reason: reason.to_string() }
+    }
+
+    fn get<T: FromSql>(&self, column: &'static str) -> Result<T, StoreError> {
+        self.row.get(column).map_err(|e| self.bad(column)(&e))
+    }
+
+    fn parsed<T: FromStr<Err: Display>>(&self, column: &'static str) -> Result<T, StoreError> {
+        self.get::<String>(column)?.parse().map_err(|e: T::Err| self.bad(column)(&e))
+    }
+
+    fn parsed_option<T: FromStr<Err: Display>>(&self, column: &'static str) -> Result<Option<T>, StoreError> {
+        let text: Option<String> = self.get(column)?;
+        text.map(|text| text.parse().map_err(|e: T::Err| self.bad(column)(&e))).transpose()
+    }
+
+    fn json<T: for<'de> serde::Deserialize<'de>>(&self, column: &'static str) -> Result<T, StoreError> {
+        serde_json::from_str(&self.get::<String>(column)?).map_err(|e| self.bad(column)(&e))
+    }
+
+    fn sized<T, E: Display>(
+        &self,
+        column: &'static str,
+        check: impl Fn(u64) -> Result<T, E>,
+    ) -> Result<T, StoreError> {
+        check(u64::from(self.get::<u32>(column)?)).map_err(|e| self.bad(column)(&e))
+    }
+}

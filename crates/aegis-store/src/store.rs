@@ -1,0 +1,111 @@
+//! The thread that owns the connection, and the handle to it.
+
+use std::fs::{OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::thread;
+
+use aegis_types::InstanceId;
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{InstanceRow, StoreError, schema};
+
+/// Calls that wait for the thread; the next caller waits to be let in.
+const QUEUE: usize = 64;
+
+type Work = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// The registry. Clones share one connection; the thread ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Store {
+    work: mpsc::Sender<Work>,
+}
+
+impl Store {
+    /// Opens the registry, creating it (mode 0600) or migrating it where needed. Blocks.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; a file that cannot be used is left as it is.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        let opened = |source| StoreError::Open { path: path.to_owned(), source };
+        // SQLite gives the -wal and -shm files the mode of the database.
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        file.and_then(|file| file.set_permissions(Permissions::from_mode(0o600))).map_err(opened)?;
+        let mut connection = connect(path)?;
+        schema::migrate(&mut connection, schema::STEPS)?;
+        let (work, queue) = mpsc::channel(QUEUE);
+        thread::Builder::new()
+            .name("registry".to_owned())
+            .spawn(move || serve(connection, queue))
+            .map_err(|e| opened(io::Error::other(e)))?;
+        Ok(Store { work })
+    }
+
+    /// Every instance, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::BadRow`] for a row that cannot be read: it is never left out, because what has no row is
+    /// taken for garbage.
+    pub async fn load(&self) -> Result<Vec<InstanceRow>, StoreError> {
+        self.run(|connection| InstanceRow::load_all(connection)).await
+    }
+
+    /// Inserts or replaces; durable when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError::HandleTaken`], or the file could not be written. Nothing was changed.
+    pub async fn save(&self, row: InstanceRow) -> Result<(), StoreError> {
+        self.run(move |connection| row.save(connection)).await
+    }
+
+    /// Deletes; a missing row is a success.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn delete(&self, id: InstanceId) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection
+                .execute("DELETE FROM instances WHERE id = ?1", [id.as_str()])
+                .map(|_| ())
+                .map_err(StoreError::sqlite("delete an instance"))
+        })
+        .await
+    }
+
+    /// Once begun, work is carried out even if the caller no longer waits for it.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let work: Work = Box::new(move |connection| {
+            let _ = reply.send(work(connection));
+        });
+        self.work.send(work).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
+    let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+            corrupt(source.to_string())
+        }
+        _ => StoreError::Sqlite { action: "open the registry", source },
+    };
+    let connection = Connection::open(path).map_err(failed)?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    let verdict: String =
+        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
+    if verdict == "ok" { Ok(connection) } else { Err(corrupt(verdict)) }
+}
+
+fn serve(mut connection: Connection, mut queue: mpsc::Receiver<Work>) {
+    while let Some(work) = queue.blocking_recv() {
+        work(&mut connection);
+    }
+}

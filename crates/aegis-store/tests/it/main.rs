@@ -1,0 +1,139 @@
+//! The registry as its user sees it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use aegis_store::{InstanceRow, Store, StoreError};
+use aegis_types::{Handle, ImageName, InstanceId, Mib, StopReason, Vcpus};
+use jiff::Timestamp;
+
+fn row(id: u64) -> InstanceRow {
+    let at = |second| Timestamp::new(1_700_000_000 + second, 123_456_789).unwrap();
+    InstanceRow {
+        id: InstanceId::from_unix_nanos(id),
+        handle: Some(Handle::parse(&format!("web-{id}")).unwrap()),
+        image_ref: ImageName::parse("base:v1").unwrap(),
+        command: vec!["sh".into(), "-c".into(), "echo \"ä\"\n".into()],
+        env: [("K".to_owned(), "V=\u{1F600}".to_owned())].into(),
+        workdir: Some("/srv".into()),
+        memory: Mib::new(256).unwrap(),
+        vcpus: Vcpus::new(2).unwrap(),
+        created_at: at(i64::try_from(id).unwrap()),
+        enabled: true,
+        live: true,
+        updated_at: at(1),
+        last_active_at: Some(at(2)),
+        stopped_at: Some(at(3)),
+        stop_reason: Some(StopReason::Exited),
+        exit_code: Some(255),
+        last_error: Some("no".into()),
+    }
+}
+
+fn bare(id: u64) -> InstanceRow {
+    InstanceRow {
+        handle: None,
+        workdir: None,
+        env: Default::default(),
+        last_active_at: None,
+        stopped_at: None,
+        stop_reason: None,
+        exit_code: None,
+        last_error: None,
+        live: false,
+        enabled: false,
+        ..row(id)
+    }
+}
+
+fn home() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("aegis.db");
+    (dir, path)
+}
+
+async fn loaded(path: &Path) -> Vec<InstanceRow> {
+    Store::open(path).unwrap().load().await.unwrap()
+}
+
+#[tokio::test]
+async fn rows_survive_a_reopen_exactly_and_oldest_first() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    for row in [row(3), bare(2), row(1)] {
+        store.save(row).await.unwrap();
+    }
+    drop(store);
+    assert_eq!(loaded(&path).await, [row(1), bare(2), row(3)]);
+}
+
+#[tokio::test]
+async fn saving_again_replaces_and_deleting_is_idempotent() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    store.save(row(1)).await.unwrap();
+    let changed = InstanceRow { live: false, exit_code: None, ..row(1) };
+    store.save(changed.clone()).await.unwrap();
+    assert_eq!(store.load().await.unwrap(), [changed]);
+    store.delete(row(1).id).await.unwrap();
+    store.delete(row(1).id).await.unwrap();
+    assert_eq!(store.load().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_handle_is_unique_and_its_absence_is_not() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    for id in [1, 2] {
+        store.save(bare(id)).await.unwrap();
+    }
+    store.save(row(3)).await.unwrap();
+    let twin = InstanceRow { handle: row(3).handle, ..row(4) };
+    assert!(matches!(store.save(twin).await, Err(StoreError::HandleTaken(h)) if Some(&h) == row(3).handle.as_ref()));
+    assert_eq!(store.load().await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn every_file_is_private() {
+    let (dir, path) = home();
+    fs::write(&path, b"").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let store = Store::open(&path).unwrap();
+    store.save(row(1)).await.unwrap();
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_and_kept() {
+    let (_dir, path) = home();
+    let text = "not a database, but long enough to have a header of one hundred bytes ".repeat(4);
+    fs::write(&path, &text).unwrap();
+    assert!(matches!(Store::open(&path), Err(StoreError::Corrupt { .. })));
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let (_dir, path) = home();
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    assert!(matches!(Store::open(&path), Err(StoreError::NewerSchema { found: 99, .. })));
+}
+
+#[tokio::test]
+async fn a_damaged_row_is_an_error_that_names_it() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    store.save(row(1)).await.unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute("UPDATE instances SET memory_mb = 1", []).unwrap();
+    let error = store.load().await.unwrap_err();
+    assert!(matches!(&error, StoreError::BadRow { column: "memory_mb", .. }), "{error}");
+    assert!(error.to_string().contains("inst-1"), "{error}");
+}
