@@ -1,0 +1,64 @@
+//! The control service: see [`aegis_proto::control`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_link::rpc::Handler;
+use aegis_proto::control::{CLOCK_SET, ClockSet, PARK, RUN, Run, SHUTDOWN, STATUS, Shutdown, Started, Status};
+use aegis_proto::jsonrpc::{FAILED, METHOD_NOT_FOUND, RpcError, parse_params};
+use async_trait::async_trait;
+use serde_json::{Value, to_value};
+
+use crate::VERSION;
+use crate::harness::Core;
+use crate::primary::{Primary, RunError};
+
+pub(crate) struct Control(pub(crate) Arc<Core>);
+
+#[async_trait]
+impl Handler for Control {
+    async fn call(&self, method: &str, params: Value) -> Result<Value, RpcError> {
+        let core = &self.0;
+        match method {
+            RUN => run(core, parse_params(params)?).await,
+            STATUS => {
+                let (primary_pid, primary_exit) = core.primary.status();
+                to_value(Status { version: VERSION.to_owned(), primary_pid, primary_exit }).map_err(RpcError::failed)
+            }
+            CLOCK_SET => {
+                let ClockSet { time_unix_ns } = parse_params(params)?;
+                core.sys
+                    .set_clock(Duration::from_nanos(time_unix_ns))
+                    .map_err(|error| RpcError::failed(format!("cannot set the clock: {error}")))?;
+                Ok(Value::Null)
+            }
+            SHUTDOWN => {
+                let Shutdown { grace_ms } = parse_params(params)?;
+                core.begin_shutdown(Duration::from_millis(grace_ms));
+                Ok(Value::Null)
+            }
+            PARK => {
+                core.park();
+                Ok(Value::Null)
+            }
+            unknown => Err(RpcError {
+                code: METHOD_NOT_FOUND,
+                message: format!("unknown method `{unknown}`"),
+                data: None,
+            }),
+        }
+    }
+}
+
+async fn run(core: &Arc<Core>, run: Run) -> Result<Value, RpcError> {
+    core.ready_to_start().await.map_err(RpcError::failed)?;
+    let (pid, output) = core.primary.start(&core.reaper, &run.process).map_err(|error| {
+        let data = match &error {
+            RunError::AlreadyStarted => None,
+            RunError::Failed(failure) => to_value(failure).ok(),
+        };
+        RpcError { code: FAILED, message: error.to_string(), data }
+    })?;
+    core.tasks.spawn(Primary::keep(Arc::clone(&core.primary), output));
+    to_value(Started { pid }).map_err(RpcError::failed)
+}

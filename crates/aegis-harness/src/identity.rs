@@ -1,0 +1,127 @@
+//! Applying a greeting: clock, entropy and identity, before anything else runs.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use aegis_proto::hello::{Hello, SEED_MIN};
+use tracing::warn;
+
+use crate::sys::Sys;
+
+/// Longest host name of the kernel, in bytes.
+const HOSTNAME_MAX: usize = 64;
+const HOSTNAME_DEFAULT: &str = "aegis";
+
+/// A greeting that must not be answered: the guest would run with a wrong clock or known random numbers.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("the seed is not at least {SEED_MIN} bytes in hexadecimal")]
+    Seed,
+    #[error("cannot set the clock")]
+    Clock(#[source] io::Error),
+    #[error("cannot add entropy")]
+    Entropy(#[source] io::Error),
+}
+
+/// Who this guest is, in the form the kernel and the files want it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    hostname: String,
+    machine_id: Option<String>,
+}
+
+/// Applies what needs no root file system and returns what does. The seed is overwritten in any case.
+///
+/// # Errors
+/// See [`ApplyError`].
+pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Identity, ApplyError> {
+    let seed = std::mem::take(&mut hello.seed).into_bytes();
+    let applied = add_seed(sys, &seed);
+    wipe(seed);
+    applied?;
+    sys.set_clock(Duration::from_nanos(hello.time_unix_ns)).map_err(ApplyError::Clock)?;
+    let identity = Identity {
+        hostname: hostname(&hello.hostname),
+        machine_id: Some(hello.machine_id.to_ascii_lowercase()).filter(|id| is_machine_id(id)),
+    };
+    if let Err(error) = sys.set_hostname(&identity.hostname) {
+        warn!("cannot set the host name: {error}");
+    }
+    Ok(identity)
+}
+
+fn add_seed(sys: &dyn Sys, hex: &[u8]) -> Result<(), ApplyError> {
+    let seed = decode_hex(hex).filter(|seed| seed.len() >= SEED_MIN).ok_or(ApplyError::Seed)?;
+    let added = sys.add_entropy(&seed).map_err(ApplyError::Entropy);
+    wipe(seed);
+    added
+}
+
+fn wipe(mut secret: Vec<u8>) {
+    secret.fill(0);
+    // Keeps the compiler from dropping the writes.
+    std::hint::black_box(&secret);
+}
+
+fn decode_hex(hex: &[u8]) -> Option<Vec<u8>> {
+    let (pairs, []) = hex.as_chunks::<2>() else { return None };
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    pairs.iter().map(|[high, low]| Some((digit(*high)? << 4) | digit(*low)?)).collect()
+}
+
+/// The name with everything replaced that a host name cannot have.
+fn hostname(wanted: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' };
+    let name: String = wanted.chars().take(HOSTNAME_MAX).map(allowed).collect();
+    if name.is_empty() { HOSTNAME_DEFAULT.to_owned() } else { name }
+}
+
+fn is_machine_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Writes the identity to the root file system. A read-only or odd `/etc` is the image's business.
+pub(crate) fn write_files(sys: &dyn Sys, identity: &Identity) {
+    let name = &identity.hostname;
+    write_changed(sys, Path::new("/etc/hostname"), &format!("{name}\n"));
+    if let Some(machine_id) = &identity.machine_id {
+        write_changed(sys, Path::new("/etc/machine-id"), &format!("{machine_id}\n"));
+    }
+    let hosts = Path::new("/etc/hosts");
+    if !sys.exists(hosts) {
+        let lines = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost\n");
+        write_changed(sys, hosts, &lines);
+    }
+}
+
+/// Unchanged files are left alone: a write costs a copy-up and a journal commit.
+fn write_changed(sys: &dyn Sys, path: &Path, contents: &str) {
+    if sys.read_file(path).is_ok_and(|old| old == contents.as_bytes()) {
+        return;
+    }
+    if let Err(error) = sys.write_file(path, contents.as_bytes()) {
+        warn!("cannot write {}: {error}", path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_fit_the_kernel() {
+        assert_eq!(hostname("web-1.a_b"), "web-1.a_b");
+        assert_eq!(hostname("a b/ä\n"), "a-b---");
+        assert_eq!(hostname(""), HOSTNAME_DEFAULT);
+        assert_eq!(hostname(&"x".repeat(200)).len(), HOSTNAME_MAX);
+    }
+
+    #[test]
+    fn hexadecimal_is_read_strictly() {
+        assert_eq!(decode_hex(b"00fFa5"), Some(vec![0, 255, 0xa5]));
+        for bad in [&b"0"[..], b"0g", b"+1", b" 1"] {
+            assert_eq!(decode_hex(bad), None);
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Guest PID 1: mounts the root, starts and reaps processes, keeps their output, and answers the host on the
+//! guest link.
+//!
+//! Everything that needs privileges or the guest's kernel is behind [`sys::Sys`]; the rest is ordinary async
+//! code that tests drive over an in-memory pipe. [`Harness`] is the whole of it; [`pid1`] connects it to the
+//! real machine.
+//!
+//! **Invariant:** the harness never ends by itself and never blocks on a process or on the host. A link that
+//! breaks costs no process anything.
+#![deny(unsafe_code)]
+
+mod boot;
+mod console;
+mod control;
+mod environment;
+mod exec;
+mod harness;
+mod identity;
+mod launch;
+mod logs;
+mod output;
+pub mod pid1;
+pub mod port;
+mod primary;
+mod reaper;
+mod ring;
+mod shutdown;
+pub mod sys;
+mod tasks;
+
+pub use harness::{Harness, SessionEnd};
+
+/// Version that the harness reports.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

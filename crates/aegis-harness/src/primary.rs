@@ -1,0 +1,135 @@
+//! The primary process: started once, its output kept in [`Logs`], its end remembered until the machine is gone.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aegis_proto::control::{Process, StartFailure};
+use aegis_proto::lines::LineSplitter;
+use aegis_proto::logs::OutputStream;
+use aegis_types::ExitStatus;
+use tokio::time::{Instant, sleep_until};
+
+use crate::environment::{self, Environment};
+use crate::launch;
+use crate::logs::Logs;
+use crate::output::{Output, OutputEvent};
+use crate::reaper::Reaper;
+
+/// An unfinished line is shown after this pause: it may be a prompt.
+const FLUSH_AFTER: Duration = Duration::from_millis(100);
+/// Small enough that the lines of one read never skip the quarter of the ring that is the warning.
+const READ_BYTES: usize = 8 * 1024;
+
+/// Why the primary was not started.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub(crate) enum RunError {
+    #[error("the primary process was started already")]
+    AlreadyStarted,
+    #[error("{}", .0.message)]
+    Failed(StartFailure),
+}
+
+#[derive(Default)]
+struct State {
+    pid: Option<u32>,
+    exit: Option<ExitStatus>,
+    environment: Option<Environment>,
+}
+
+pub(crate) struct Primary {
+    state: Mutex<State>,
+    pub(crate) logs: Logs,
+}
+
+impl Primary {
+    pub(crate) fn new() -> Self {
+        Self { state: Mutex::default(), logs: Logs::new() }
+    }
+
+    /// Starts the process and returns its output, which the caller has to [`Primary::keep`]. A failed start may
+    /// be tried again.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub(crate) fn start(&self, reaper: &Reaper, process: &Process) -> Result<(u32, Output), RunError> {
+        let mut state = self.state.lock().expect("no panic while held");
+        if state.pid.is_some() {
+            return Err(RunError::AlreadyStarted);
+        }
+        let environment = environment::overlay(&environment::base(), &process.env);
+        let launch = launch::prepare(process, &environment, false).map_err(RunError::Failed)?;
+        let started = reaper.start(&launch).map_err(|error| {
+            RunError::Failed(launch::exec_failure(&launch, &process.command[0], error))
+        })?;
+        state.pid = Some(started.pid);
+        state.environment = Some(environment);
+        Ok((started.pid, started.output))
+    }
+
+    /// Keeps the output until the process ended.
+    pub(crate) async fn keep(self: Arc<Self>, mut output: Output) {
+        let mut buffer = vec![0; READ_BYTES];
+        let mut cutters = [Cutter::new(OutputStream::Stdout), Cutter::new(OutputStream::Stderr)];
+        let status = loop {
+            let pause = cutters.iter().filter_map(|cutter| cutter.unfinished_since).min();
+            tokio::select! {
+                event = output.next(&mut buffer) => match event {
+                    OutputEvent::Data(stream, count) => {
+                        let [stdout, stderr] = &mut cutters;
+                        let cutter = if stream == OutputStream::Stdout { stdout } else { stderr };
+                        self.logs.push(stream, cutter.push(&buffer[..count])).await;
+                    }
+                    OutputEvent::Ended(status) => break status,
+                },
+                () = sleep_until(pause.unwrap_or_else(Instant::now) + FLUSH_AFTER), if pause.is_some() => {
+                    for cutter in &mut cutters {
+                        let due = cutter.unfinished_since.is_some_and(|t| t.elapsed() >= FLUSH_AFTER);
+                        if due {
+                            self.logs.push(cutter.stream, cutter.flush()).await;
+                        }
+                    }
+                }
+            }
+        };
+        for mut cutter in cutters {
+            self.logs.push(cutter.stream, cutter.flush()).await;
+        }
+        self.state.lock().expect("no panic while held").exit = Some(status);
+        self.logs.finish(status);
+    }
+
+    /// Pid and end, as far as there are any.
+    pub(crate) fn status(&self) -> (Option<u32>, Option<ExitStatus>) {
+        let state = self.state.lock().expect("no panic while held");
+        (state.pid, state.exit)
+    }
+
+    /// What other processes start from: the primary's environment once there is one.
+    pub(crate) fn environment(&self) -> Environment {
+        let state = self.state.lock().expect("no panic while held");
+        state.environment.clone().unwrap_or_else(environment::base)
+    }
+}
+
+/// The lines of one stream.
+struct Cutter {
+    stream: OutputStream,
+    splitter: LineSplitter,
+    unfinished_since: Option<Instant>,
+}
+
+impl Cutter {
+    fn new(stream: OutputStream) -> Self {
+        Self { stream, splitter: LineSplitter::default(), unfinished_since: None }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Vec<aegis_proto::lines::OutputLine> {
+        self.unfinished_since = (!bytes.ends_with(b"\n")).then(Instant::now);
+        self.splitter.push(bytes)
+    }
+
+    fn flush(&mut self) -> Vec<aegis_proto::lines::OutputLine> {
+        self.unfinished_since = None;
+        self.splitter.flush().into_iter().collect()
+    }
+}

@@ -1,0 +1,46 @@
+//! The end of the machine: every process gets a chance, the disks get everything, then the power goes.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::reaper::Reaper;
+use crate::sys::Sys;
+
+/// Between SIGTERM and SIGKILL when nobody says otherwise.
+pub(crate) const GRACE_DEFAULT: Duration = Duration::from_secs(5);
+/// SIGKILL cannot be ignored, but a process in the middle of disk I/O dies only after it.
+const KILL_WAIT: Duration = Duration::from_secs(2);
+/// The answer to the call that began this leaves through tasks of their own, which run as soon as this one waits.
+const ANSWER_WAIT: Duration = Duration::from_millis(10);
+
+const SIGKILL: u8 = 9;
+const SIGTERM: u8 = 15;
+const SIGCONT: u8 = 18;
+
+/// Ends everything. Returns on a fake machine only.
+pub(crate) async fn shut_down(sys: &dyn Sys, reaper: &Reaper, grace: Duration) {
+    sleep(ANSWER_WAIT).await;
+    info!("shutting down");
+    signal_all(sys, SIGTERM);
+    // A stopped process handles SIGTERM only once it runs again.
+    signal_all(sys, SIGCONT);
+    if timeout(grace, reaper.none_left()).await.is_err() {
+        signal_all(sys, SIGKILL);
+        if timeout(KILL_WAIT, reaper.none_left()).await.is_err() {
+            warn!("processes are left after SIGKILL");
+        }
+    }
+    sys.sync();
+    if let Err(error) = sys.remount_read_only() {
+        warn!("cannot make the disks read-only: {error}");
+    }
+    sys.power_off();
+}
+
+fn signal_all(sys: &dyn Sys, signal: u8) {
+    if let Err(error) = sys.signal_all(signal) {
+        warn!("cannot send signal {signal} to all processes: {error}");
+    }
+}

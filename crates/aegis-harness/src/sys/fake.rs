@@ -1,0 +1,302 @@
+//! A machine for tests: processes are real ones of the host, everything else is written down.
+//!
+//! Dropping it, or [`FakeSys::destroy`], ends every process it started, as pulling the plug of a VM would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, WaitOptions};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::sync::watch;
+
+use super::{Child, Launch, Mount, Reaped, Sys, linux};
+
+/// Something the harness did to the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the calls")]
+pub enum Call {
+    Mount { kind: String, target: String },
+    LoadModule(String),
+    SwitchRoot(String),
+    LoopbackUp,
+    WriteFile(PathBuf),
+    Hostname(String),
+    Clock(Duration),
+    /// Number of bytes.
+    Entropy(usize),
+    SignalAll(u8),
+    Sync,
+    ReadOnly,
+    PowerOff,
+}
+
+/// The fake machine.
+pub struct FakeSys {
+    state: Mutex<State>,
+    powered_off: watch::Sender<bool>,
+    started: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    calls: Vec<Call>,
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    disks: BTreeSet<String>,
+    broken_mount: Option<String>,
+    /// Processes that were not reaped yet.
+    children: BTreeSet<u32>,
+    /// Process groups whose leader is gone and that still have members.
+    orphaned_groups: BTreeSet<u32>,
+}
+
+impl Default for FakeSys {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeSys {
+    /// A machine with both root disks and no modules.
+    pub fn new() -> Self {
+        let disks = ["aegis-root", "aegis-upper"].map(str::to_owned).into();
+        let state = State { disks, ..State::default() };
+        Self { state: Mutex::new(state), powered_off: watch::Sender::new(false), started: Instant::now() }
+    }
+
+    /// The same with this list of module file names.
+    #[must_use]
+    pub fn with_modules(self, names: &[&str]) -> Self {
+        self.lock().files.insert("/modules/order".into(), names.join("\n").into_bytes());
+        self
+    }
+
+    /// The same without disks.
+    #[must_use]
+    pub fn without_disks(self) -> Self {
+        self.lock().disks.clear();
+        self
+    }
+
+    /// The same, but mounting this type of file system fails.
+    #[must_use]
+    pub fn with_broken_mount(self, kind: &str) -> Self {
+        self.lock().broken_mount = Some(kind.to_owned());
+        self
+    }
+
+    /// The same with a file.
+    #[must_use]
+    pub fn with_file(self, path: &str, contents: &[u8]) -> Self {
+        self.lock().files.insert(path.into(), contents.to_vec());
+        self
+    }
+
+    /// Everything that was done so far, in order.
+    pub fn calls(&self) -> Vec<Call> {
+        self.lock().calls.clone()
+    }
+
+    /// Contents of a file that the harness wrote or that was there before.
+    pub fn file(&self, path: &str) -> Option<Vec<u8>> {
+        self.lock().files.get(Path::new(path)).cloned()
+    }
+
+    /// Waits until the harness switched the machine off.
+    pub async fn powered_off(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.powered_off.subscribe().wait_for(|off| *off).await;
+    }
+
+    /// Kills every process at once and reaps those that are ours.
+    pub fn destroy(&self) {
+        let mut state = self.lock();
+        for &group in state.children.iter().chain(&state.orphaned_groups) {
+            // Whatever has ended already needs no signal.
+            let _ = linux::signal_group(group, 9);
+        }
+        for &pid in &state.children {
+            let _ = rustix::process::waitpid(pid_of(pid), WaitOptions::empty());
+        }
+        state.children.clear();
+        state.orphaned_groups.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    fn record(&self, call: Call) -> io::Result<()> {
+        self.lock().calls.push(call);
+        Ok(())
+    }
+}
+
+impl Drop for FakeSys {
+    fn drop(&mut self) {
+        self.destroy();
+    }
+}
+
+fn pid_of(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+fn has_members(group: u32) -> bool {
+    pid_of(group).is_some_and(|group| rustix::process::test_kill_process_group(group).is_ok())
+}
+
+impl Sys for FakeSys {
+    fn mount(&self, mount: &Mount<'_>) -> io::Result<()> {
+        let mut state = self.lock();
+        state.calls.push(Call::Mount { kind: mount.kind.to_owned(), target: mount.target.to_owned() });
+        if state.broken_mount.as_deref() == Some(mount.kind) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        Ok(())
+    }
+
+    fn load_module(&self, path: &Path) -> io::Result<()> {
+        self.record(Call::LoadModule(path.display().to_string()))
+    }
+
+    fn find_disk(&self, serial: &str) -> io::Result<Option<PathBuf>> {
+        Ok(self.lock().disks.contains(serial).then(|| Path::new("/dev").join(serial)))
+    }
+
+    fn switch_root(&self, new_root: &str, _: &[&str]) -> io::Result<()> {
+        self.record(Call::SwitchRoot(new_root.to_owned()))
+    }
+
+    fn loopback_up(&self) -> io::Result<()> {
+        self.record(Call::LoopbackUp)
+    }
+
+    fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.lock().files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        self.lock().files.insert(path.to_owned(), contents.to_vec());
+        self.record(Call::WriteFile(path.to_owned()))
+    }
+
+    fn symlink(&self, target: &str, path: &Path) -> io::Result<()> {
+        self.lock().files.insert(path.to_owned(), target.into());
+        Ok(())
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.lock().files.contains_key(path)
+    }
+
+    fn set_hostname(&self, name: &str) -> io::Result<()> {
+        self.record(Call::Hostname(name.to_owned()))
+    }
+
+    fn set_clock(&self, since_epoch: Duration) -> io::Result<()> {
+        self.record(Call::Clock(since_epoch))
+    }
+
+    fn add_entropy(&self, seed: &[u8]) -> io::Result<()> {
+        self.record(Call::Entropy(seed.len()))
+    }
+
+    fn boot_time(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn spawn(&self, launch: &Launch) -> io::Result<Child> {
+        let mut state = self.lock();
+        let child = linux::spawn(launch)?;
+        state.children.insert(child.pid);
+        Ok(child)
+    }
+
+    fn reap(&self) -> Reaped {
+        let mut state = self.lock();
+        let mut ended = Vec::new();
+        for &pid in &state.children {
+            // Only its own: the test has other children.
+            if let Ok(Some((_, status))) = rustix::process::waitpid(pid_of(pid), WaitOptions::NOHANG) {
+                ended.extend(linux::exit_status(status).map(|status| (pid, status)));
+            }
+        }
+        for (pid, _) in &ended {
+            state.children.remove(pid);
+            if has_members(*pid) {
+                state.orphaned_groups.insert(*pid);
+            }
+        }
+        Reaped { ended, none_left: state.children.is_empty() }
+    }
+
+    fn signal_group(&self, pid: u32, signal: u8) -> io::Result<()> {
+        linux::signal_group(pid, signal)
+    }
+
+    fn signal_all(&self, signal: u8) -> io::Result<()> {
+        let mut state = self.lock();
+        state.calls.push(Call::SignalAll(signal));
+        state.orphaned_groups.retain(|group| has_members(*group));
+        for &group in state.children.iter().chain(&state.orphaned_groups) {
+            // One that has just ended needs no signal.
+            let _ = linux::signal_group(group, signal);
+        }
+        Ok(())
+    }
+
+    fn sync(&self) {
+        self.lock().calls.push(Call::Sync);
+    }
+
+    fn remount_read_only(&self) -> io::Result<()> {
+        self.record(Call::ReadOnly)
+    }
+
+    fn power_off(&self) {
+        self.lock().calls.push(Call::PowerOff);
+        self.powered_off.send_replace(true);
+    }
+}
+
+/// A port that can be opened again and again while its host end stays connected, as a virtio port can.
+#[derive(Clone)]
+pub struct FakePort(Arc<Mutex<DuplexStream>>);
+
+impl FakePort {
+    /// A port, and the host's end of it.
+    pub fn new() -> (Self, DuplexStream) {
+        let (guest, host) = duplex(256 * 1024);
+        (Self(Arc::new(Mutex::new(guest))), host)
+    }
+
+    fn with<T>(&self, poll: impl FnOnce(Pin<&mut DuplexStream>) -> T) -> T {
+        poll(Pin::new(&mut self.0.lock().expect("no panic while held")))
+    }
+}
+
+impl AsyncRead for FakePort {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for FakePort {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.with(|stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Closing a virtio port does not hang up the host.
+        self.poll_flush(cx)
+    }
+}

@@ -1,0 +1,390 @@
+//! The real machine. The only module with unsafe code: what rustix offers is taken from there.
+#![allow(unsafe_code, reason = "posix_spawn, ioctls and AsyncFd have no safe wrapper")]
+
+use std::ffi::{CStr, CString, c_int, c_short, c_ulong};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use aegis_types::ExitStatus;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::system::RebootCommand;
+use rustix::time::{ClockId, Timespec};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Child, Launch, Mount, Reaped, Sys};
+
+/// The machine whose PID 1 this process is.
+#[derive(Default)]
+pub struct LinuxSys {
+    /// Disks below the overlay, by descriptor because they have no name after the change of root.
+    disks: Mutex<Vec<OwnedFd>>,
+}
+
+impl Sys for LinuxSys {
+    fn mount(&self, mount: &Mount<'_>) -> io::Result<()> {
+        fs::create_dir_all(mount.target)?;
+        let options = CString::new(mount.options)?;
+        rustix::mount::mount(mount.source, mount.target, mount.kind, mount.flags, options.as_c_str())?;
+        Ok(())
+    }
+
+    fn load_module(&self, path: &Path) -> io::Result<()> {
+        let file = File::open(path)?;
+        match rustix::system::finit_module(&file, c"", 0) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn find_disk(&self, serial: &str) -> io::Result<Option<PathBuf>> {
+        for entry in fs::read_dir("/sys/block")? {
+            let entry = entry?;
+            let found = fs::read_to_string(entry.path().join("serial"));
+            if found.is_ok_and(|found| found.trim_end() == serial) {
+                return Ok(Some(Path::new("/dev").join(entry.file_name())));
+            }
+        }
+        Ok(None)
+    }
+
+    fn switch_root(&self, new_root: &str, disks: &[&str]) -> io::Result<()> {
+        let disks: Vec<OwnedFd> = disks
+            .iter()
+            .map(|disk| rustix::fs::open(*disk, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))
+            .collect::<Result<_, _>>()?;
+        *self.disks.lock().expect("no panic while held") = disks;
+        for name in ["dev", "proc", "sys"] {
+            let target = format!("{new_root}/{name}");
+            fs::create_dir_all(&target)?;
+            rustix::mount::mount_move(format!("/{name}"), &target)?;
+        }
+        // The initial file system cannot be unmounted, but its memory can be given back.
+        free_tree(Path::new("/"), fs::metadata("/")?.dev());
+        rustix::process::chdir(new_root)?;
+        rustix::mount::mount_move(".", "/")?;
+        rustix::process::chroot(".")?;
+        rustix::process::chdir("/")?;
+        Ok(())
+    }
+
+    fn loopback_up(&self) -> io::Result<()> {
+        loopback_up()
+    }
+
+    fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        File::create(path)?.write_all(contents)
+    }
+
+    fn symlink(&self, target: &str, path: &Path) -> io::Result<()> {
+        match symlink(target, path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        path.symlink_metadata().is_ok()
+    }
+
+    fn set_hostname(&self, name: &str) -> io::Result<()> {
+        Ok(rustix::system::sethostname(name.as_bytes())?)
+    }
+
+    fn set_clock(&self, since_epoch: Duration) -> io::Result<()> {
+        let seconds = i64::try_from(since_epoch.as_secs()).map_err(io::Error::other)?;
+        let time = Timespec { tv_sec: seconds, tv_nsec: since_epoch.subsec_nanos().into() };
+        Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
+    }
+
+    fn add_entropy(&self, seed: &[u8]) -> io::Result<()> {
+        add_entropy(seed)
+    }
+
+    fn boot_time(&self) -> Duration {
+        let time = rustix::time::clock_gettime(ClockId::Boottime);
+        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+    }
+
+    fn spawn(&self, launch: &Launch) -> io::Result<Child> {
+        spawn(launch)
+    }
+
+    fn reap(&self) -> Reaped {
+        let mut reaped = Reaped::default();
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    reaped.ended.extend(exit_status(status).map(|s| (pid.as_raw_nonzero().get().unsigned_abs(), s)));
+                }
+                Ok(None) => return reaped,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    reaped.none_left = true;
+                    return reaped;
+                }
+            }
+        }
+    }
+
+    fn signal_group(&self, pid: u32, signal: u8) -> io::Result<()> {
+        signal_group(pid, signal)
+    }
+
+    fn signal_all(&self, signal: u8) -> io::Result<()> {
+        kill(-1, signal)
+    }
+
+    fn sync(&self) {
+        rustix::fs::sync();
+    }
+
+    fn remount_read_only(&self) -> io::Result<()> {
+        // The overlay holds the disks below it open for writing, so it goes first.
+        rustix::mount::mount_remount("/", MountFlags::RDONLY, c"")?;
+        for disk in self.disks.lock().expect("no panic while held").iter() {
+            let path = format!("/proc/self/fd/{}", disk.as_raw_fd());
+            rustix::mount::mount_remount(path, MountFlags::RDONLY, c"")?;
+        }
+        Ok(())
+    }
+
+    fn power_off(&self) {
+        // A kernel without ACPI takes "power off" for "halt", and the VMM would wait for ever. VMMs are started
+        // so that a reset ends them.
+        if Path::new("/sys/firmware/acpi").exists() {
+            let _ = rustix::system::reboot(RebootCommand::PowerOff);
+        }
+        let _ = rustix::system::reboot(RebootCommand::Restart);
+    }
+}
+
+/// Removes everything below `directory` that is on the file system `device`.
+fn free_tree(directory: &Path, device: u64) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(found) = path.symlink_metadata() else { continue };
+        if found.dev() != device {
+            continue;
+        }
+        if found.is_dir() {
+            free_tree(&path, device);
+            // Fails for directories that carry a mount; they stay.
+            let _ = fs::remove_dir(&path);
+        } else if !found.file_type().is_socket() {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+pub(super) fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
+    let byte = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Some(ExitStatus::exited(byte(code))),
+        (None, Some(signal)) => Some(ExitStatus::killed(byte(signal))),
+        (None, None) => None,
+    }
+}
+
+pub(super) fn signal_group(pid: u32, signal: u8) -> io::Result<()> {
+    match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        Some(pid) if !pid.is_init() => kill(-pid.as_raw_nonzero().get(), signal),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+fn kill(pid: i32, signal: u8) -> io::Result<()> {
+    // SAFETY: takes and touches no memory.
+    check(unsafe { libc::kill(pid, signal.into()) })
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Starts a process of the session `launch` describes. Needs no privileges.
+///
+/// posix_spawn, because it shares memory with the child until exec (a fork would copy page tables), and because
+/// unlike execvp it does not hand a file without `#!` to a shell.
+pub(super) fn spawn(launch: &Launch) -> io::Result<Child> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC);
+    let input = if launch.stdin { Some(pipe()?) } else { None };
+    let (stdout, stdout_theirs) = pipe()?;
+    let (stderr, stderr_theirs) = pipe()?;
+    let mut actions = FileActions::new()?;
+    match &input {
+        Some((theirs, _)) => actions.duplicate(theirs, libc::STDIN_FILENO)?,
+        None => actions.open(libc::STDIN_FILENO, c"/dev/null")?,
+    }
+    actions.duplicate(&stdout_theirs, libc::STDOUT_FILENO)?;
+    actions.duplicate(&stderr_theirs, libc::STDERR_FILENO)?;
+    actions.enter(&launch.workdir)?;
+    let attributes = Attributes::new()?;
+    let arguments = pointers(&launch.arguments);
+    let environment = pointers(&launch.environment);
+    let mut pid = 0;
+    // SAFETY: both arrays end with a null pointer and point to strings that `launch` keeps alive; actions and
+    // attributes were initialised by their constructors.
+    let error = unsafe {
+        libc::posix_spawn(
+            &raw mut pid,
+            launch.program.as_ptr(),
+            actions.0.as_ptr(),
+            attributes.0.as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+        )
+    };
+    code(error)?;
+    Ok(Child { pid: pid.unsigned_abs(), stdin: input.map(|(_, ours)| ours), stdout, stderr })
+}
+
+/// The calls of the posix_spawn family return their error.
+fn code(error: c_int) -> io::Result<()> {
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*mut libc::c_char> {
+    strings.iter().map(|s| s.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
+}
+
+struct FileActions(MaybeUninit<libc::posix_spawn_file_actions_t>);
+
+impl FileActions {
+    fn new() -> io::Result<Self> {
+        let mut actions = MaybeUninit::uninit();
+        // SAFETY: initialises the memory it is given.
+        code(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
+        Ok(Self(actions))
+    }
+
+    fn duplicate(&mut self, from: impl AsFd, to: c_int) -> io::Result<()> {
+        // SAFETY: `self` is initialised.
+        code(unsafe {
+            libc::posix_spawn_file_actions_adddup2(self.0.as_mut_ptr(), from.as_fd().as_raw_fd(), to)
+        })
+    }
+
+    fn open(&mut self, descriptor: c_int, path: &CStr) -> io::Result<()> {
+        let (actions, flags) = (self.0.as_mut_ptr(), libc::O_RDONLY);
+        // SAFETY: `self` is initialised, and the path is copied.
+        code(unsafe { libc::posix_spawn_file_actions_addopen(actions, descriptor, path.as_ptr(), flags, 0) })
+    }
+
+    fn enter(&mut self, directory: &CStr) -> io::Result<()> {
+        // SAFETY: `self` is initialised, and the path is copied.
+        code(unsafe { libc::posix_spawn_file_actions_addchdir_np(self.0.as_mut_ptr(), directory.as_ptr()) })
+    }
+}
+
+impl Drop for FileActions {
+    fn drop(&mut self) {
+        // SAFETY: initialised by `new` and destroyed once.
+        unsafe { libc::posix_spawn_file_actions_destroy(self.0.as_mut_ptr()) };
+    }
+}
+
+struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
+
+impl Attributes {
+    /// A session of its own, no signal blocked and none ignored.
+    fn new() -> io::Result<Self> {
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: initialises the memory it is given.
+        code(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
+        let mut attributes = Self(attributes);
+        let flags = libc::POSIX_SPAWN_SETSID
+            | c_short::try_from(libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETSIGMASK)
+                .expect("the flags of posix_spawn fit its parameter");
+        let mut signals = MaybeUninit::<libc::sigset_t>::uninit();
+        let this = attributes.0.as_mut_ptr();
+        // SAFETY: `attributes` is initialised; the set is an array of bits, initialised before each use. All bits
+        // instead of sigfillset, which leaves out the two signals of glibc's threads: they would be ignored then.
+        unsafe {
+            code(libc::posix_spawnattr_setflags(this, flags))?;
+            signals.as_mut_ptr().write_bytes(0xff, 1);
+            code(libc::posix_spawnattr_setsigdefault(this, signals.as_ptr()))?;
+            check(libc::sigemptyset(signals.as_mut_ptr()))?;
+            code(libc::posix_spawnattr_setsigmask(this, signals.as_ptr()))?;
+        }
+        Ok(attributes)
+    }
+}
+
+impl Drop for Attributes {
+    fn drop(&mut self) {
+        // SAFETY: initialised by `new` and destroyed once.
+        unsafe { libc::posix_spawnattr_destroy(self.0.as_mut_ptr()) };
+    }
+}
+
+fn loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: `ifreq` is plain data for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed();
+    request.ifr_name[1] = b'o'.cast_signed();
+    // SAFETY: both calls take an `ifreq`; the first one fills in the flags that the union is then read as.
+    unsafe {
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request))?;
+        request.ifr_ifru.ifru_flags |= c_short::try_from(libc::IFF_UP).expect("the flag is a bit of a short");
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request))
+    }
+}
+
+/// random(4).
+const RNDADDENTROPY: c_ulong = 0x4008_5203;
+const RNDRESEEDCRNG: c_ulong = 0x5207;
+const SEED_BYTES_MAX: usize = 512;
+
+/// `struct rand_pool_info` with room for the seed.
+#[repr(C)]
+struct Seed {
+    entropy_bits: c_int,
+    bytes: c_int,
+    data: [u8; SEED_BYTES_MAX],
+}
+
+fn add_entropy(seed: &[u8]) -> io::Result<()> {
+    let length = seed.len().min(SEED_BYTES_MAX);
+    let bytes = c_int::try_from(length).expect("bounded above");
+    let mut request = Seed { entropy_bits: bytes * 8, bytes, data: [0; SEED_BYTES_MAX] };
+    request.data[..length].copy_from_slice(&seed[..length]);
+    let result = File::options().write(true).open("/dev/urandom").and_then(|device| {
+        // SAFETY: the first call reads the structure as long as its `bytes` says, the second takes nothing.
+        unsafe {
+            check(libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const request))?;
+            check(libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _))
+        }
+    });
+    request.data.fill(0);
+    std::hint::black_box(&request.data);
+    result
+}
+
+/// Registers a descriptor with the runtime.
+pub(crate) fn poll(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and nothing takes it out of the
+    // `AsyncFd` that owns it from here on.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}

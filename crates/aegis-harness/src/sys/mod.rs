@@ -1,0 +1,119 @@
+//! What the harness needs from the machine it runs on.
+//!
+//! [`linux::LinuxSys`] does it; `fake::FakeSys` (feature `fake`) writes down what needs privileges and starts
+//! real processes of the host.
+
+#[cfg(feature = "fake")]
+pub mod fake;
+pub mod linux;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aegis_types::ExitStatus;
+pub use rustix::mount::MountFlags;
+
+/// A file system to mount. Its mount point is made when it is missing.
+#[derive(Debug, Clone, Copy)]
+pub struct Mount<'a> {
+    /// Device, or a name for people when there is none.
+    pub source: &'a str,
+    /// Absolute mount point.
+    pub target: &'a str,
+    /// File system type.
+    pub kind: &'a str,
+    /// Flags of mount(2).
+    pub flags: MountFlags,
+    /// Options of the file system.
+    pub options: &'a str,
+}
+
+/// A process to start, checked and complete.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Absolute path of the executable.
+    pub program: CString,
+    /// Arguments, the program's name first.
+    pub arguments: Vec<CString>,
+    /// The whole environment as `KEY=value`.
+    pub environment: Vec<CString>,
+    /// Absolute working directory.
+    pub workdir: CString,
+    /// Standard input is a pipe; otherwise it is `/dev/null`.
+    pub stdin: bool,
+}
+
+/// A started process, leader of a session and process group of its own. The descriptors are our ends of pipes.
+#[derive(Debug)]
+pub struct Child {
+    /// Process id.
+    pub pid: u32,
+    /// Write end of its standard input, if it was asked for.
+    pub stdin: Option<OwnedFd>,
+    /// Read end of its standard output.
+    pub stdout: OwnedFd,
+    /// Read end of its standard error.
+    pub stderr: OwnedFd,
+}
+
+/// What [`Sys::reap`] found.
+#[derive(Debug, Default)]
+pub struct Reaped {
+    /// Processes that ended, orphans included.
+    pub ended: Vec<(u32, ExitStatus)>,
+    /// No process is left.
+    pub none_left: bool,
+}
+
+/// The machine. Every call is short enough for the task that makes it, but mounting and loading modules, which
+/// happen on a thread of their own.
+pub trait Sys: Send + Sync + 'static {
+    /// Mounts a file system.
+    fn mount(&self, mount: &Mount<'_>) -> io::Result<()>;
+    /// Loads a kernel module; one that is loaded already is fine.
+    fn load_module(&self, path: &Path) -> io::Result<()>;
+    /// The device of the disk with this serial number.
+    fn find_disk(&self, serial: &str) -> io::Result<Option<PathBuf>>;
+    /// Makes `new_root` the root of every process, takes `/dev`, `/proc` and `/sys` along and frees the initial
+    /// file system. `disks` are mount points that cannot be reached by name afterwards.
+    fn switch_root(&self, new_root: &str, disks: &[&str]) -> io::Result<()>;
+    /// Brings the loopback interface up.
+    fn loopback_up(&self) -> io::Result<()>;
+
+    /// Reads a small file.
+    fn read_file(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Writes a small file and makes its directory when that is missing.
+    fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
+    /// Makes a symbolic link; an existing name is fine.
+    fn symlink(&self, target: &str, path: &Path) -> io::Result<()>;
+    /// Whether the name exists, dangling links included.
+    fn exists(&self, path: &Path) -> bool;
+
+    /// Sets the host name of the kernel.
+    fn set_hostname(&self, name: &str) -> io::Result<()>;
+    /// Sets the realtime clock to this time since the Unix epoch.
+    fn set_clock(&self, since_epoch: Duration) -> io::Result<()>;
+    /// Adds random bytes to the kernel's generator, credits them and makes it reseed.
+    fn add_entropy(&self, seed: &[u8]) -> io::Result<()>;
+    /// Time since the kernel started, suspended time included.
+    fn boot_time(&self) -> Duration;
+
+    /// Starts a process. An error is the one of the step that failed, which may be exec(2).
+    fn spawn(&self, launch: &Launch) -> io::Result<Child>;
+    /// Collects every process that has ended.
+    fn reap(&self) -> Reaped;
+    /// Sends a signal to a process group.
+    fn signal_group(&self, pid: u32, signal: u8) -> io::Result<()>;
+    /// Sends a signal to every process but this one.
+    fn signal_all(&self, signal: u8) -> io::Result<()>;
+
+    /// Writes everything that is cached to the disks.
+    fn sync(&self);
+    /// Makes the disks clean as far as possible.
+    fn remount_read_only(&self) -> io::Result<()>;
+    /// Switches the machine off. Returns on a fake machine only.
+    fn power_off(&self);
+}

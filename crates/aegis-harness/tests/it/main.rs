@@ -1,0 +1,9 @@
+//! The harness over an in-memory pipe: real processes, a fake machine, the real host end of the link.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod boot;
+mod exec;
+mod primary;
+mod sessions;
+mod shutdown;
+mod vm;

@@ -1,0 +1,167 @@
+//! Greeting, reconnecting, parking, and hosts that misbehave.
+
+use std::time::Duration;
+
+use aegis_harness::SessionEnd;
+use aegis_harness::sys::fake::Call;
+use aegis_link::host::greet;
+use aegis_proto::control::{CLOCK_SET, ClockSet};
+use aegis_proto::hello::Hello;
+use aegis_proto::jsonrpc::METHOD_NOT_FOUND;
+use aegis_proto::service::{REFUSED, Service};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::vm::{Host, Vm, hello, process, sh, within};
+
+#[tokio::test]
+async fn the_greeting_is_applied_before_it_is_answered() {
+    let vm = Vm::new();
+    let (carrier, _) = vm.connect();
+    let (_link, welcome) = within(greet(carrier, Hello { generation: 9, ..hello() })).await.unwrap();
+    assert_eq!((welcome.generation, welcome.nonce), (1, hello().nonce));
+    let calls = vm.sys.calls();
+    for applied in [
+        Call::Entropy(32),
+        Call::Clock(Duration::from_nanos(hello().time_unix_ns)),
+        Call::Hostname("web".to_owned()),
+    ] {
+        assert!(calls.contains(&applied), "{applied:?} is not in {calls:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_seed_that_is_no_seed_is_not_answered() {
+    let vm = Vm::new();
+    for seed in ["zz".repeat(32), "5".repeat(65)] {
+        let (carrier, session) = vm.connect();
+        assert!(within(greet(carrier, Hello { seed, ..hello() })).await.is_err());
+        assert!(matches!(within(session).await.unwrap(), SessionEnd::NoLink(_)));
+    }
+    assert!(!vm.sys.calls().iter().any(|call| matches!(call, Call::Clock(_))));
+}
+
+#[tokio::test]
+async fn bytes_of_an_earlier_session_are_skipped() {
+    let vm = Vm::new();
+    let (mut carrier, _) = vm.connect();
+    carrier.write_all(&[0xff; 10_000]).await.unwrap();
+    carrier.write_all(b"\n{\"aegis\":\"parked\"}\n{}\n").await.unwrap();
+    let (host, _) = Host::greet(carrier).await;
+    host.status().await;
+}
+
+#[tokio::test]
+async fn a_reconnect_keeps_the_primary() {
+    let vm = Vm::new();
+    let host = vm.link().await;
+    let pid = host.run(sh("echo up; sleep 1000")).await.unwrap().pid;
+    drop(host);
+    for _ in 0..20 {
+        let (carrier, session) = vm.connect();
+        let (host, _) = Host::greet(carrier).await;
+        assert_eq!(host.status().await.primary_pid, Some(pid));
+        assert_eq!(host.logs(0).await.lines(1).await, ["up"]);
+        drop(host);
+        assert!(matches!(within(session).await.unwrap(), SessionEnd::Closed));
+    }
+}
+
+#[tokio::test]
+async fn a_reconnect_gives_a_new_identity() {
+    let vm = Vm::new();
+    vm.link().await.run(sh("true")).await.unwrap();
+    let (carrier, _) = vm.connect();
+    let machine_id = "f".repeat(32);
+    let greeting = Hello { hostname: "other".to_owned(), machine_id: machine_id.clone(), ..hello() };
+    within(greet(carrier, greeting)).await.unwrap();
+    assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{machine_id}\n").as_bytes());
+    assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"other\n");
+}
+
+#[tokio::test]
+async fn a_parked_guest_says_so_and_can_be_greeted_again() {
+    let vm = Vm::new();
+    let (mut port, session) = vm.connect();
+    // By hand as far as possible: `HostLink::park` is the host's own affair.
+    port.flush().await.unwrap();
+    let (host, _) = Host::greet(port).await;
+    let pid = host.run(sh("sleep 1000")).await.unwrap().pid;
+    let () = within(host.control.call(aegis_proto::control::PARK, &())).await.unwrap();
+    host.link.close();
+    drop(host);
+    assert!(matches!(within(session).await.unwrap(), SessionEnd::Parked));
+    let (mut port, _) = vm.connect();
+    let mut line = [0; 19];
+    within(port.read_exact(&mut line)).await.unwrap();
+    assert_eq!(&line, b"{\"aegis\":\"parked\"}\n");
+    let (host, _) = Host::greet(port).await;
+    assert_eq!(host.status().await.primary_pid, Some(pid));
+    drop(host);
+    let (mut port, _) = vm.connect();
+    port.write_all(b"x\n").await.unwrap();
+    // No longer parked: the first thing on a new carrier is the answer to a greeting.
+    let (host, _) = Host::greet(port).await;
+    assert_eq!(host.status().await.primary_pid, Some(pid));
+}
+
+#[tokio::test]
+async fn parking_over_one_port_works() {
+    let vm = Vm::new();
+    let host_end = vm.serve_port();
+    let (host, _) = Host::greet(host_end).await;
+    host.run(sh("sleep 1000")).await.unwrap();
+    within(host.link.park()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broken_multiplexer_ends_the_link_and_nothing_else() {
+    let vm = Vm::new();
+    let (mut carrier, session) = vm.connect();
+    let greeting = aegis_proto::hello::Greeting::Hello(hello());
+    carrier.write_all(&greeting.encode()).await.unwrap();
+    let mut welcome = Vec::new();
+    while !welcome.ends_with(b"\n") {
+        welcome.push(within(carrier.read_u8()).await.unwrap());
+    }
+    carrier.write_all(&[0xff; 4096]).await.unwrap();
+    assert!(matches!(within(session).await.unwrap(), SessionEnd::Closed));
+    vm.link().await.status().await;
+}
+
+#[tokio::test]
+async fn an_oversized_control_message_ends_its_stream_only() {
+    let vm = Vm::new();
+    let host = vm.link().await;
+    let mut stream = within(host.link.open(Service::Control)).await.unwrap();
+    let message = vec![b'x'; (1 << 20) + 2];
+    // The guest may be gone before everything is written.
+    let _ = within(stream.write_all(&message)).await;
+    let mut answer = Vec::new();
+    let _ = within(stream.read_to_end(&mut answer)).await;
+    assert_eq!(answer, b"");
+    host.status().await;
+}
+
+#[tokio::test]
+async fn unknown_services_and_methods_are_refused() {
+    let vm = Vm::new();
+    let host = vm.link().await;
+    let error = within(host.control.call::<_, ()>("fly", &())).await.unwrap_err();
+    assert!(matches!(error, aegis_link::rpc::CallError::Rpc(e) if e.code == METHOD_NOT_FOUND));
+    assert_eq!(REFUSED, 1);
+    host.status().await;
+}
+
+#[tokio::test]
+async fn the_clock_can_be_corrected() {
+    let vm = Vm::new();
+    let host = vm.link().await;
+    let () = within(host.control.call(CLOCK_SET, &ClockSet { time_unix_ns: 77 })).await.unwrap();
+    assert!(vm.sys.calls().contains(&Call::Clock(Duration::from_nanos(77))));
+    // Several control streams are served at once.
+    let stream = within(host.link.open(Service::Control)).await.unwrap();
+    let (second, _) = aegis_link::rpc::Client::new(stream);
+    let status: aegis_proto::control::Status = within(second.call("status", &())).await.unwrap();
+    assert_eq!(status.version, aegis_harness::VERSION);
+    assert_eq!(host.output(process(&["true"])).await.status.code, 0);
+}
