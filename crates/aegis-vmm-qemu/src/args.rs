@@ -1,0 +1,179 @@
+//! The command line of QEMU: a pure function of the spec.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use aegis_types::{Accelerator, Disk, DiskFormat, VmSpec};
+use serde_json::json;
+
+/// Name of the guest's serial port that carries the link.
+const PORT: &str = "aegis.ctl";
+
+/// Descriptors that QEMU inherits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fds {
+    /// Listening socket of the guest link: QEMU accepts a new connection whenever the last one has ended.
+    pub(crate) link: RawFd,
+    /// One end of the QMP connection.
+    pub(crate) qmp: RawFd,
+}
+
+/// Arguments for this VM. `tsc_khz` is the rate of the host's time-stamp counter where the guest has to be told.
+pub(crate) fn arguments(spec: &VmSpec, fds: Fds, tsc_khz: Option<u64>) -> Vec<OsString> {
+    let mut args = Arguments(Vec::new());
+    args.option("-no-user-config", None);
+    args.option("-nodefaults", None);
+    args.option("-display", Some("none"));
+    // A reset ends the VM: a guest that panics must not boot again behind the daemon's back.
+    args.option("-no-reboot", None);
+    let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+    args.option("-sandbox", Some(sandbox));
+    // Memory of several VMs is not merged: a guest could time the merges to read its neighbours.
+    let machine = "microvm,acpi=on,isa-serial=on,rtc=on,pit=on,pic=on,mem-merge=off,dump-guest-core=off";
+    args.option("-machine", Some(machine));
+    args.option("-accel", Some(spec.accelerator.as_str()));
+    args.option("-cpu", Some("max"));
+    args.option("-m", Some(&format!("{}M", spec.memory.get())));
+    args.option("-smp", Some(&spec.vcpus.get().to_string()));
+    args.path("-kernel", spec.kernel.as_os_str());
+    args.path("-initrd", spec.initramfs.as_os_str());
+    args.option("-append", Some(&kernel_command_line(spec.accelerator, tsc_khz)));
+    args.option("-chardev", Some(&format!("socket,id=qmp,fd={}", fds.qmp)));
+    args.option("-mon", Some("chardev=qmp,mode=control"));
+    args.option("-chardev", Some("stdio,id=console,signal=off"));
+    args.option("-serial", Some("chardev:console"));
+    args.option("-chardev", Some(&format!("socket,id=link,fd={},server=on,wait=off", fds.link)));
+    args.option("-device", Some("virtio-serial-device,max_ports=2"));
+    args.option("-device", Some(&format!("virtserialport,chardev=link,name={PORT}")));
+    args.option("-object", Some("rng-builtin,id=rng"));
+    // Limited, because every byte costs the host a system call: 64 KiB each second.
+    args.option("-device", Some("virtio-rng-device,rng=rng,max-bytes=65536,period=1000"));
+    for (index, disk) in spec.disks.iter().enumerate() {
+        args.disk(index, disk);
+    }
+    args.0
+}
+
+fn kernel_command_line(accelerator: Accelerator, tsc_khz: Option<u64>) -> String {
+    // `panic=-1` and `reboot=t` turn every end of the kernel into a reset, which ends QEMU.
+    let mut line = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on".to_owned();
+    if accelerator == Accelerator::Tcg {
+        // The check counts emulated timer interrupts in real time, and fails on a busy host.
+        line.push_str(" no_timer_check");
+    }
+    if let Some(khz) = tsc_khz {
+        line.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
+    }
+    line
+}
+
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn option(&mut self, name: &str, value: Option<&str>) {
+        self.0.push(name.into());
+        self.0.extend(value.map(OsString::from));
+    }
+
+    fn path(&mut self, name: &str, path: &std::ffi::OsStr) {
+        self.0.push(name.into());
+        self.0.push(path.to_owned());
+    }
+
+    /// A block device. The nodes are given as JSON: there a path may contain any character.
+    fn disk(&mut self, index: usize, disk: &Disk) {
+        let driver = match disk.format {
+            DiskFormat::Raw => "raw",
+        };
+        // What the guest discards is given back to the host; `auto` locking refuses two writers of one file.
+        let file = json!({
+            "driver": "file", "node-name": format!("file{index}"), "filename": disk.path.to_string_lossy(),
+            "read-only": disk.read_only, "auto-read-only": false, "aio": "threads", "locking": "auto",
+            "discard": "unmap", "cache": {"direct": false, "no-flush": false},
+        });
+        let format = json!({
+            "driver": driver, "node-name": format!("disk{index}"), "file": format!("file{index}"),
+            "read-only": disk.read_only, "auto-read-only": false, "discard": "unmap",
+        });
+        self.option("-blockdev", Some(&file.to_string()));
+        self.option("-blockdev", Some(&format.to_string()));
+        // Written as JSON as well, because a serial number is only promised to be ASCII. A full host disk is an
+        // error of the guest, not a reason to halt it: nobody would let it go on.
+        let device = json!({
+            "driver": "virtio-blk-device", "drive": format!("disk{index}"), "serial": disk.serial,
+            "werror": "report", "rerror": "report",
+        });
+        self.option("-device", Some(&device.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use aegis_types::{Mib, Vcpus, VmId};
+
+    fn spec(accelerator: Accelerator) -> VmSpec {
+        let disk = |path: &str, serial: &str, read_only| Disk {
+            path: path.into(),
+            format: DiskFormat::Raw,
+            serial: serial.into(),
+            read_only,
+        };
+        VmSpec {
+            vm_id: VmId::from_random(1),
+            vmm_path: "/usr/bin/qemu-system-x86_64".into(),
+            accelerator,
+            kernel: "/lib/aegis/vmlinux".into(),
+            initramfs: "/lib/aegis/initramfs.cpio".into(),
+            memory: Mib::new(256).unwrap(),
+            vcpus: Vcpus::new(2).unwrap(),
+            disks: vec![disk("/images/a,b.erofs", "root", true), disk("/inst/upper.ext4", "upper", false)],
+            runtime_dir: "/run/x".into(),
+        }
+    }
+
+    fn line(accelerator: Accelerator, tsc_khz: Option<u64>) -> String {
+        let args = arguments(&spec(accelerator), Fds { link: 7, qmp: 9 }, tsc_khz);
+        args.into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_machine_is_as_documented() {
+        let line = line(Accelerator::Tcg, Some(2_600_000));
+        for part in [
+            "-sandbox\non,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny\n",
+            "-machine\nmicrovm,acpi=on,isa-serial=on,rtc=on,pit=on,pic=on,",
+            "-accel\ntcg\n-cpu\nmax\n-m\n256M\n-smp\n2\n-kernel\n/lib/aegis/vmlinux\n-initrd\n/lib/aegis/initramfs.cpio\n",
+            " no_timer_check tsc_early_khz=2600000 tsc=reliable\n",
+            "-chardev\nsocket,id=qmp,fd=9\n-mon\nchardev=qmp,mode=control\n",
+            "-chardev\nsocket,id=link,fd=7,server=on,wait=off\n",
+            "-device\nvirtserialport,chardev=link,name=aegis.ctl\n",
+        ] {
+            assert!(line.contains(part), "{part:?} not in {line}");
+        }
+    }
+
+    #[test]
+    fn a_guest_under_kvm_is_not_told_the_clock_rate() {
+        let line = line(Accelerator::Kvm, None);
+        assert!(line.contains("-accel\nkvm\n") && !line.contains("tsc"), "{line}");
+    }
+
+    #[test]
+    fn disk_formats_are_stated_and_paths_are_quoted() {
+        let line = line(Accelerator::Tcg, None);
+        let objects: Vec<serde_json::Value> =
+            line.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(objects.len(), 6);
+        assert_eq!(
+            (&objects[0]["filename"], &objects[0]["read-only"]),
+            (&json!("/images/a,b.erofs"), &json!(true))
+        );
+        assert_eq!((&objects[1]["driver"], &objects[1]["file"]), (&json!("raw"), &json!("file0")));
+        assert_eq!((&objects[2]["drive"], &objects[2]["serial"]), (&json!("disk0"), &json!("root")));
+        assert_eq!((&objects[3]["read-only"], &objects[3]["discard"]), (&json!(false), &json!("unmap")));
+        assert_eq!(&objects[4]["read-only"], &json!(false));
+        assert_eq!(&objects[5]["serial"], &json!("upper"));
+    }
+}

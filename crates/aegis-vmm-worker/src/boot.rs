@@ -1,0 +1,128 @@
+//! One attempt to bring a VM up, and the words for its failure.
+
+use std::error::Error;
+use std::time::Duration;
+
+use aegis_link::host::HostLink;
+use aegis_proto::hello::Welcome;
+use aegis_proto::worker::{BootFailure, WorkerConfig};
+use aegis_vmm::{Vm, VmExit, Vmm, VmmError};
+use tokio::time::{Instant, timeout_at};
+
+use crate::guest::{self, GreetError};
+
+/// A VM whose harness answered.
+pub(crate) struct Up {
+    pub(crate) vm: Box<dyn Vm>,
+    pub(crate) link: HostLink,
+    pub(crate) welcome: Welcome,
+    pub(crate) took: Duration,
+}
+
+/// How an attempt ended.
+pub(crate) enum Attempt<T> {
+    Up(Up),
+    Failed {
+        failure: BootFailure,
+        /// The next attempt may end differently.
+        again: bool,
+    },
+    /// The caller's own event came first.
+    Interrupted(T),
+}
+
+/// Starts the VMM and greets the guest within the boot timeout of the configuration. The VMM is reaped unless
+/// the attempt succeeds. `started` learns the VMM's process id; `interrupt` ends the attempt.
+pub(crate) async fn attempt<T>(
+    vmm: &dyn Vmm,
+    config: &WorkerConfig,
+    started: impl FnOnce(Option<u32>),
+    interrupt: impl Future<Output = T>,
+) -> Attempt<T> {
+    let start = Instant::now();
+    let limit = Duration::from_millis(config.boot_timeout_ms);
+    let deadline = start + limit;
+    // Not interrupted: the VMM could not be reaped then, and it starts or fails within moments.
+    let vm = match timeout_at(deadline, vmm.boot(&config.vm)).await {
+        Ok(Ok(vm)) => vm,
+        Ok(Err(e)) => return failed(message_of(&e), Vec::new(), may_pass(&e)),
+        Err(_) => {
+            return failed(format!("the VMM did not start within {}", seconds(limit)), Vec::new(), true);
+        }
+    };
+    started(vm.pid());
+    let outcome = tokio::select! {
+        greeted = timeout_at(deadline, guest::greet(vm.as_ref(), config)) => Ok(greeted),
+        exit = vm.exited() => Err(Ok(exit)),
+        event = interrupt => Err(Err(event)),
+    };
+    let message = match outcome {
+        Ok(Ok(Ok((link, welcome)))) => return Attempt::Up(Up { vm, link, welcome, took: start.elapsed() }),
+        Err(Err(event)) => {
+            reap(vm.as_ref()).await;
+            return Attempt::Interrupted(event);
+        }
+        Err(Ok(exit)) => end_message(exit),
+        // A VMM that is ending closes the link a moment before: then its own end says more.
+        Ok(Ok(Err(e))) => match timeout_at(deadline.min(Instant::now() + ENDING), vm.exited()).await {
+            Ok(exit) => end_message(exit),
+            Err(_) => greet_message(&e),
+        },
+        Ok(Err(_)) if vm.console_tail().is_empty() => {
+            format!("the guest did not answer within {} and its console is empty", seconds(limit))
+        }
+        Ok(Err(_)) => {
+            format!("the kernel started but the harness did not answer within {}", seconds(limit))
+        }
+    };
+    reap(vm.as_ref()).await;
+    // Read after the end, so that the last words are in it.
+    failed(message, vm.console_tail(), true)
+}
+
+/// Time between the end of the link and the end of the VMM when both have one cause.
+const ENDING: Duration = Duration::from_secs(2);
+
+pub(crate) async fn reap(vm: &dyn Vm) {
+    vm.kill();
+    vm.exited().await;
+}
+
+fn failed<T>(message: String, console: Vec<String>, again: bool) -> Attempt<T> {
+    Attempt::Failed { failure: BootFailure { message, console }, again }
+}
+
+/// Whether trying again is worth it: a missing file stays missing, an overloaded host may recover.
+fn may_pass(error: &VmmError) -> bool {
+    match error {
+        VmmError::Spawn { .. } | VmmError::Io { .. } | VmmError::Unsupported { .. } => false,
+        VmmError::Ended(_) | VmmError::Refused { .. } | VmmError::Timeout { .. } => true,
+    }
+}
+
+fn end_message(exit: VmExit) -> String {
+    match exit {
+        VmExit::GuestShutdown => "the guest kernel ended before the harness answered".to_owned(),
+        VmExit::Killed => "the VMM was killed".to_owned(),
+        VmExit::Died(why) => format!("the VMM ended: {why}"),
+    }
+}
+
+fn greet_message(error: &GreetError) -> String {
+    format!("the harness was not reached: {}", message_of(error))
+}
+
+/// An error and its causes in one line.
+pub(crate) fn message_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_millis() as f64 / 1000.0)
+}

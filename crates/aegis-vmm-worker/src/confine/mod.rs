@@ -1,0 +1,33 @@
+//! Shutting the process in, before the guest runs: the worker and the VMM that it starts lose everything that
+//! they do not need.
+//!
+//! Each layer is best effort of the kernel at hand and reported in [`Confinement`]; none is a reason not to boot.
+//! All of them work without privileges. They apply to the calling thread and to what it starts later, so
+//! [`apply`] is called before any other thread exists.
+
+mod cgroup;
+mod limits;
+mod paths;
+mod seccomp;
+
+pub use cgroup::Scope;
+
+use aegis_proto::worker::{Confinement, WorkerConfig};
+
+/// Confines the calling thread to what the VM of this configuration needs. The scope has to be kept until
+/// the VM has ended.
+pub fn apply(config: &WorkerConfig) -> (Confinement, Option<Scope>) {
+    limits::apply();
+    // First: joining a cgroup writes outside of what the other layers allow.
+    let scope = Scope::enter(&config.vm);
+    let no_new_privs = report("no_new_privs", rustix::thread::set_no_new_privs(true)).is_some();
+    let landlock_abi = report("Landlock", paths::restrict(&config.vm, scope.as_ref())).unwrap_or(0);
+    // Last: it takes away the system calls of the others.
+    let seccomp = report("seccomp", seccomp::apply()).is_some();
+    let cgroup = scope.as_ref().map(|scope| scope.path().to_owned());
+    (Confinement { landlock_abi, seccomp, no_new_privs, cgroup }, scope)
+}
+
+fn report<T, E: std::error::Error>(layer: &str, outcome: Result<T, E>) -> Option<T> {
+    outcome.inspect_err(|e| tracing::warn!("no {layer}: {}", crate::boot::message_of(e))).ok()
+}

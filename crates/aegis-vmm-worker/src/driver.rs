@@ -1,0 +1,350 @@
+//! The one task that owns the VM.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_link::LinkEnd;
+use aegis_link::host::HostLink;
+use aegis_link::rpc::CallError;
+use aegis_proto::worker::{BootFailure, ExitReason, Exited, Phase, Ready, WorkerConfig};
+use aegis_vmm::{Vm, VmExit, Vmm};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::boot::{self, Attempt, Up, message_of, reap};
+use crate::guest::{Guest, GuestError, greet};
+use crate::view::View;
+
+/// After the guest's own grace: for the kernel to flush and to switch off.
+const POWER_OFF: Duration = Duration::from_secs(5);
+const RECONNECT_ATTEMPTS: u8 = 3;
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// Between attempts that fail at once. All attempts together stay below 10 s.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
+
+/// What clients ask for.
+pub(crate) enum Request {
+    /// Halts the CPUs.
+    Pause(Reply),
+    /// Lets them go on and sets the clock.
+    Resume(Reply),
+    /// Ends the VM; answered when it is gone.
+    Stop {
+        /// Time for the guest's processes; zero kills at once.
+        grace: Duration,
+        /// Nobody waits for a stop that a signal asked for.
+        reply: Option<Reply>,
+    },
+}
+
+/// Takes the outcome; the error is for people.
+pub(crate) type Reply = oneshot::Sender<Result<(), String>>;
+
+/// A stop request.
+struct Stop {
+    grace: Duration,
+    reply: Option<Reply>,
+}
+
+/// Why [`Driver::serve`] went round.
+enum Event {
+    Gone(VmExit),
+    LinkEnded(LinkEnd),
+    Request(Request),
+}
+
+pub(crate) struct Driver {
+    config: WorkerConfig,
+    vmm: Arc<dyn Vmm>,
+    requests: mpsc::Receiver<Request>,
+    view: watch::Sender<View>,
+}
+
+/// A VM after its boot.
+struct Live {
+    vm: Box<dyn Vm>,
+    guest: Guest,
+    paused: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        config: WorkerConfig,
+        vmm: Arc<dyn Vmm>,
+        requests: mpsc::Receiver<Request>,
+        view: watch::Sender<View>,
+    ) -> Self {
+        Self { config, vmm, requests, view }
+    }
+
+    /// From the boot to the end; the VMM has been reaped then.
+    pub(crate) async fn run(mut self) -> Exited {
+        let exited = match self.boot().await {
+            Ok(live) => self.serve(live).await,
+            Err(exited) => exited,
+        };
+        self.view.send_modify(|view| (view.phase, view.link, view.vmm_pid) = (Phase::Stopping, None, None));
+        exited
+    }
+
+    async fn boot(&mut self) -> Result<Live, Exited> {
+        let attempts = self.config.boot_attempts.max(1);
+        for attempt in 1.. {
+            let view = &self.view;
+            let started = |pid| view.send_modify(|view| view.vmm_pid = pid);
+            let stop = next_stop(&mut self.requests, "the VM is still booting");
+            match boot::attempt(self.vmm.as_ref(), &self.config, started, stop).await {
+                Attempt::Up(up) => return Ok(self.ready(up, attempt)),
+                Attempt::Interrupted(stop) => {
+                    answer(stop.reply);
+                    self.boot_failed("it was stopped while it booted".to_owned(), Vec::new());
+                    return Err(stopped("stopped while it booted"));
+                }
+                Attempt::Failed { failure, again } if again && attempt < attempts => {
+                    tracing::warn!(attempt, "booting again: {}", failure.message);
+                    self.view.send_modify(|view| view.vmm_pid = None);
+                }
+                Attempt::Failed { failure: BootFailure { message, console }, .. } => {
+                    tracing::error!(attempt, "the VM did not boot: {message}");
+                    self.boot_failed(message.clone(), console);
+                    return Err(Exited { reason: ExitReason::BootFailed, message });
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    fn boot_failed(&self, message: String, console: Vec<String>) {
+        self.view.send_modify(|view| view.boot = Some(Err(BootFailure { message, console })));
+    }
+
+    fn ready(&self, up: Up, attempts: u8) -> Live {
+        let ready = Ready {
+            harness_version: up.welcome.version,
+            generation: up.welcome.generation,
+            boot_ms: u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX),
+            attempts,
+        };
+        tracing::info!(boot_ms = ready.boot_ms, attempts, "the VM is up");
+        let mut live = Live { vm: up.vm, guest: Guest::default(), paused: false };
+        self.linked(&mut live, up.link);
+        self.view.send_modify(|view| view.boot = Some(Ok(ready)));
+        live
+    }
+
+    fn linked(&self, live: &mut Live, link: HostLink) {
+        live.guest.set_link(Some(link.clone()));
+        self.view.send_modify(|view| (view.phase, view.link) = (Phase::Running, Some(link)));
+    }
+
+    async fn serve(&mut self, mut live: Live) -> Exited {
+        loop {
+            let event = tokio::select! {
+                exit = live.vm.exited() => Event::Gone(exit),
+                end = link_end(live.guest.link()) => Event::LinkEnded(end),
+                Some(request) = self.requests.recv() => Event::Request(request),
+            };
+            let handled = match event {
+                Event::Gone(exit) => Err(gone(exit)),
+                Event::LinkEnded(end) => self.link_ended(&mut live, end).await,
+                Event::Request(Request::Pause(reply)) => {
+                    respond(reply, self.pause(&mut live).await);
+                    Ok(())
+                }
+                Event::Request(Request::Resume(reply)) => self.resume(&mut live, reply).await,
+                Event::Request(Request::Stop { grace, reply }) => {
+                    Err(self.stop(&mut live, Stop { grace, reply }).await)
+                }
+            };
+            if let Err(exited) = handled {
+                return exited;
+            }
+        }
+    }
+
+    async fn pause(&mut self, live: &mut Live) -> Result<(), String> {
+        // The order matters: a stream must not be opened to CPUs that are about to halt.
+        self.view.send_modify(|view| view.phase = Phase::Paused);
+        let paused = live.vm.pause().await.map_err(|e| message_of(&e));
+        match &paused {
+            Ok(()) => live.paused = true,
+            Err(e) => {
+                tracing::warn!("cannot pause: {e}");
+                if !live.paused {
+                    self.view.send_modify(|view| view.phase = Phase::Running);
+                }
+            }
+        }
+        paused
+    }
+
+    async fn resume(&mut self, live: &mut Live, reply: Reply) -> Result<(), Exited> {
+        if let Err(e) = live.vm.resume().await {
+            let message = message_of(&e);
+            tracing::warn!("cannot resume: {message}");
+            respond(reply, Err(message));
+            return Ok(());
+        }
+        if std::mem::take(&mut live.paused) {
+            // The link may have been lost meanwhile; halted CPUs could not restore it.
+            let outcome = match live.guest.link() {
+                Some(_) => Ok(()),
+                None => self.reconnect(live).await,
+            };
+            if let Err(exited) = outcome {
+                respond(reply, Err(exited.message.clone()));
+                return Err(exited);
+            }
+            if let Err(e) = live.guest.set_clock().await {
+                tracing::warn!("the guest's clock is behind: {}", message_of(&e));
+            }
+            self.view.send_modify(|view| view.phase = Phase::Running);
+        }
+        respond(reply, Ok(()));
+        Ok(())
+    }
+
+    async fn link_ended(&mut self, live: &mut Live, end: LinkEnd) -> Result<(), Exited> {
+        live.guest.set_link(None);
+        self.view.send_modify(|view| view.link = None);
+        match end {
+            LinkEnd::Violation(what) => {
+                let message = format!("the guest broke the rules of the link: {what}");
+                tracing::error!("{message}");
+                reap(live.vm.as_ref()).await;
+                Err(Exited { reason: ExitReason::LinkViolation, message })
+            }
+            LinkEnd::Closed if live.paused => Ok(()),
+            LinkEnd::Closed => self.reconnect(live).await,
+        }
+    }
+
+    async fn reconnect(&mut self, live: &mut Live) -> Result<(), Exited> {
+        for attempt in 1..=RECONNECT_ATTEMPTS {
+            let greeted = tokio::select! {
+                // A guest that switches off closes the link first.
+                exit = live.vm.exited() => return Err(gone(exit)),
+                stop = next_stop(&mut self.requests, "the guest link is being restored") => {
+                    // Without a link the guest cannot be asked.
+                    reap(live.vm.as_ref()).await;
+                    answer(stop.reply);
+                    return Err(stopped("stopped by force, because the guest link was lost"));
+                }
+                greeted = timeout(RECONNECT_DEADLINE, greet(live.vm.as_ref(), &self.config)) => greeted,
+            };
+            match greeted {
+                Ok(Ok((link, _))) => {
+                    tracing::warn!(attempt, "the guest link was lost and is back");
+                    self.linked(live, link);
+                    return Ok(());
+                }
+                Ok(Err(e)) => {
+                    tracing::warn!(attempt, "the guest link is not back: {}", message_of(&e));
+                    tokio::select! {
+                        exit = live.vm.exited() => return Err(gone(exit)),
+                        () = sleep(RECONNECT_PAUSE) => {}
+                    }
+                }
+                Err(_) => tracing::warn!(attempt, "the guest link is not back: no answer"),
+            }
+        }
+        reap(live.vm.as_ref()).await;
+        let message = "the guest link was lost and the harness did not answer again".to_owned();
+        tracing::error!("{message}");
+        Err(Exited { reason: ExitReason::LinkViolation, message })
+    }
+
+    async fn stop(&mut self, live: &mut Live, stop: Stop) -> Exited {
+        self.view.send_modify(|view| view.phase = Phase::Stopping);
+        let mut replies = vec![stop.reply];
+        let message = if stop.grace.is_zero() {
+            "stopped at once"
+        } else {
+            let orderly = timeout(stop.grace + POWER_OFF, stop_in_order(live, stop.grace));
+            tokio::select! {
+                done = orderly => match done {
+                    Ok(true) => "stopped in order",
+                    Ok(false) => "stopped by force, because the guest could not be asked",
+                    Err(_) => "stopped by force, because the guest did not end in time",
+                },
+                () = until_forced(&mut self.requests, &mut replies) => "stopped by force",
+            }
+        };
+        reap(live.vm.as_ref()).await;
+        replies.into_iter().for_each(answer);
+        stopped(message)
+    }
+}
+
+/// Asks the guest to switch off and waits until it did; false if it could not be asked.
+async fn stop_in_order(live: &mut Live, grace: Duration) -> bool {
+    if live.paused && live.vm.resume().await.is_err() {
+        return false;
+    }
+    match live.guest.shut_down(grace).await {
+        // It may be gone before its answer was read.
+        Ok(()) | Err(GuestError::Call(CallError::Closed(_))) => {
+            live.vm.exited().await;
+            true
+        }
+        Err(e) => {
+            tracing::warn!("the guest could not be asked to end: {}", message_of(&e));
+            false
+        }
+    }
+}
+
+/// Collects requests while the VM stops; completes when one wants it gone at once.
+async fn until_forced(requests: &mut mpsc::Receiver<Request>, replies: &mut Vec<Option<Reply>>) {
+    loop {
+        let stop = next_stop(requests, "the VM is stopping").await;
+        let forced = stop.grace.is_zero();
+        replies.push(stop.reply);
+        if forced {
+            return;
+        }
+    }
+}
+
+/// The next stop request; everything else is refused with `why`.
+async fn next_stop(requests: &mut mpsc::Receiver<Request>, why: &str) -> Stop {
+    loop {
+        match requests.recv().await {
+            Some(Request::Stop { grace, reply }) => return Stop { grace, reply },
+            Some(Request::Pause(reply) | Request::Resume(reply)) => respond(reply, Err(why.to_owned())),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn link_end(link: Option<&HostLink>) -> LinkEnd {
+    match link {
+        Some(link) => link.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn respond(reply: Reply, outcome: Result<(), String>) {
+    // A client that went away does not need it.
+    let _ = reply.send(outcome);
+}
+
+fn answer(reply: Option<Reply>) {
+    if let Some(reply) = reply {
+        respond(reply, Ok(()));
+    }
+}
+
+fn gone(exit: VmExit) -> Exited {
+    match exit {
+        VmExit::GuestShutdown => {
+            Exited { reason: ExitReason::GuestShutdown, message: "the guest switched itself off".to_owned() }
+        }
+        VmExit::Killed => Exited { reason: ExitReason::VmmDied, message: "the VMM was killed".to_owned() },
+        VmExit::Died(message) => Exited { reason: ExitReason::VmmDied, message },
+    }
+}
+
+fn stopped(message: &str) -> Exited {
+    Exited { reason: ExitReason::Stopped, message: message.to_owned() }
+}
