@@ -1,6 +1,34 @@
-//! The life of instances: what may happen is the pure function in `step`, what does happen is one driver task
+//! The life of instances: what may happen is the pure function in [`step`], what does happen is one driver task
 //! per instance.
+//!
+//! [`Manager`] knows all instances, [`Instance`] is the handle to one. Work leaves through the traits of
+//! [`ports`]; nothing here knows a VMM, HTTP or SQL.
+//!
+//! **Invariants:** an instance has at most one VM. Only its driver changes its state. A boot belongs to the
+//! driver: a caller that goes away ends its own wait and nothing else. Whatever a guest sends can end that
+//! guest's VM and nothing more.
 #![forbid(unsafe_code)]
 
+mod driver;
+mod effects;
+mod error;
+mod exec;
+mod instance;
+mod logs;
+mod manager;
 pub mod ports;
 pub mod record;
+mod restore;
+mod session;
+mod status;
+pub mod step;
+mod text;
+
+#[cfg(test)]
+mod testing;
+
+pub use error::{CreateError, Denied, ExecError, ExecLost};
+pub use exec::{ExecEvents, ExecInput, ExecSession};
+pub use instance::Instance;
+pub use manager::{Manager, Ports};
+pub use status::{Status, VmStatus};

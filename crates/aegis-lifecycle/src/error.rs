@@ -1,0 +1,108 @@
+//! Why a request was not carried out.
+
+use aegis_types::{Handle, InstanceId, InstanceState, StopReason};
+
+use crate::ports::WorkerError;
+
+/// A request was refused or could not be completed; one variant per reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// Only a running instance can do this.
+    #[error("the instance is not running but {state}")]
+    NotRunning {
+        /// What it is instead.
+        state: InstanceState,
+    },
+    /// It is being stopped at this moment.
+    #[error("the instance is being stopped")]
+    Stopping,
+    /// It was disabled and may not be woken.
+    #[error("the instance is disabled")]
+    Disabled,
+    /// Its command ended by itself; running it again must be asked for.
+    #[error("the command of the instance has ended")]
+    CommandEnded {
+        /// Exit code of the command.
+        exit_code: Option<u8>,
+    },
+    /// Its VM could not be started.
+    #[error("the instance could not be booted: {message}")]
+    BootFailed {
+        /// What failed.
+        message: String,
+    },
+    /// Its VM ended while the request waited.
+    #[error("the instance stopped in the meantime ({reason})")]
+    Interrupted {
+        /// Why it stopped.
+        reason: StopReason,
+    },
+    /// It does not exist any more, or is being deleted.
+    #[error("the instance is deleted")]
+    Deleted,
+    /// The daemon is going down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// Too many requests wait for this instance.
+    #[error("too many requests wait for the instance")]
+    Busy,
+    /// The registry could not be written; nothing was changed.
+    #[error("{0}")]
+    Registry(String),
+    /// The files of the instance could not be removed; the instance is still there.
+    #[error("cannot remove the files of the instance: {0}")]
+    Files(String),
+    /// The worker did not do what it was asked.
+    #[error("the worker of the instance failed: {0}")]
+    Worker(String),
+}
+
+/// An instance could not be created; nothing is left of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CreateError {
+    /// Another instance has this name.
+    #[error("an instance named `{handle}` exists already")]
+    HandleTaken {
+        /// The name.
+        handle: Handle,
+        /// State of the other instance.
+        state: InstanceState,
+    },
+    /// Another instance has this id.
+    #[error("an instance with the id `{0}` exists already")]
+    IdTaken(InstanceId),
+    /// The registry could not be written.
+    #[error("{0}")]
+    Registry(String),
+    /// The daemon is going down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// A process could not be asked for.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ExecError {
+    /// The instance does not run and may not be woken.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The request is too large for the guest wire; nothing was started.
+    #[error("the request of {length} bytes is too large")]
+    TooLarge {
+        /// Size of the encoded request in bytes.
+        length: usize,
+    },
+    /// The guest could not be reached.
+    #[error("cannot reach the guest: {0}")]
+    Worker(#[from] WorkerError),
+}
+
+/// A running process was lost: how it ended will never be known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExecLost {
+    /// The stream ended before the process did, usually because the VM is gone.
+    #[error("the connection to the process ended: {0}")]
+    Ended(String),
+    /// The guest broke the rules of the stream; its VM is being stopped.
+    #[error("the guest broke the exec protocol: {0}")]
+    Violation(String),
+}

@@ -1,0 +1,83 @@
+//! How instances come to be known: by being created, or from what an earlier daemon left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_types::{InstanceState, StopReason};
+use jiff::Timestamp;
+use tokio::time::timeout;
+
+use crate::driver::{Driver, Live, fresh_vm_id};
+use crate::instance::Instance;
+use crate::manager::Shared;
+use crate::ports::{Adoption, RegistryError};
+use crate::record::{InstanceSpec, LastStop, Record};
+use crate::step::{Found, StopCause, created, restored};
+use crate::text;
+
+/// Time for a worker to say how it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the guest of an adopted worker to say how far it is, before the daemon goes on without its answer.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Records a new instance; its driver is to be run.
+pub(crate) async fn create(
+    shared: &Arc<Shared>,
+    spec: InstanceSpec,
+) -> Result<(Instance, Driver), RegistryError> {
+    let now = Timestamp::now();
+    let record = Record {
+        spec,
+        enabled: true,
+        live: true,
+        updated_at: now,
+        last_active_at: Some(now),
+        last_stop: None,
+    };
+    shared.ports.registry.save(&record).await?;
+    Ok(Driver::new(shared, record, created(fresh_vm_id()), None))
+}
+
+/// Finds out what became of an instance and runs its driver.
+pub(crate) async fn restore(shared: &Arc<Shared>, record: Record) {
+    let (found, live) = look(shared, &record).await;
+    let (instance, driver) = Driver::new(shared, record.clone(), restored(record.enabled, found), live);
+    let mut status = instance.watch();
+    shared.insert(instance);
+    shared.spawn(driver);
+    // Only a VM that is attached to is `starting` here; it goes on by itself.
+    let _ = timeout(ATTACH_TIMEOUT, status.wait_for(|s| s.state != InstanceState::Starting)).await;
+}
+
+async fn look(shared: &Shared, record: &Record) -> (Found, Option<Live>) {
+    let launcher = &shared.ports.launcher;
+    let id = &record.spec.id;
+    if !record.live {
+        return (Found::Recorded(cause_on_record(record.last_stop.as_ref())), None);
+    }
+    let exited = match launcher.adopt(id).await {
+        Adoption::Alive { vm, worker } => {
+            let status = match timeout(STATUS_TIMEOUT, worker.status()).await {
+                Ok(Ok(status)) => Ok(status),
+                Ok(Err(e)) => Err(text::chain(&e)),
+                Err(_) => Err(format!("no answer within {} s", STATUS_TIMEOUT.as_secs())),
+            };
+            let confinement = status.as_ref().ok().map(|s| s.confinement.clone());
+            let found = Found::Alive { vm: vm.clone(), phase: status.map(|s| s.phase) };
+            return (found, Some(Live::adopted(vm, worker, confinement)));
+        }
+        Adoption::Gone(exited) => exited,
+        Adoption::None => None,
+    };
+    launcher.clean_up(id).await;
+    (Found::Gone(exited), None)
+}
+
+fn cause_on_record(last: Option<&LastStop>) -> StopCause {
+    match last {
+        None => StopCause::plain(StopReason::NeverStarted),
+        Some(LastStop { reason, exit_code, error, .. }) => {
+            StopCause { reason: *reason, exit_code: *exit_code, error: error.clone() }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The one task that talks to a guest on behalf of its instance: from the launch to the end of the command.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_link::rpc::{CallError, Client};
+use aegis_proto::control::{self, Process, Run, StartFailure, Started};
+use aegis_proto::service::Service;
+use aegis_proto::worker::{BootFailure, Ready};
+use aegis_types::VmId;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::driver::Report;
+use crate::effects::{report, send};
+use crate::logs;
+use crate::ports::{LaunchError, Launcher, LogSink, SystemMessage, Worker};
+use crate::record::InstanceSpec;
+use crate::status::Status;
+use crate::step::{BootProblem, Event};
+use crate::text;
+
+/// Time for the guest to open a stream.
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one call to the guest.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for the worker to say how it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the reason of a failed boot to arrive after the worker ended.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(crate) struct Session {
+    pub(crate) spec: Arc<InstanceSpec>,
+    pub(crate) vm: VmId,
+    pub(crate) logs: Arc<dyn LogSink>,
+    pub(crate) reports: mpsc::Sender<Report>,
+    pub(crate) status: watch::Receiver<Status>,
+}
+
+/// Where a session starts.
+pub(crate) enum Origin {
+    /// With a new worker.
+    Launch(Arc<dyn Launcher>),
+    /// With a worker that an earlier daemon launched.
+    Adopted(Arc<dyn Worker>),
+}
+
+/// Why the command does not run.
+enum Obstacle {
+    /// The guest refused to start it.
+    Refused(StartFailure),
+    /// The guest could not be talked to.
+    Unreachable(String),
+    /// The guest said something that makes no sense.
+    Nonsense(String),
+}
+
+impl Session {
+    /// Ends when the command ended or the VM is of no use any more; reports which.
+    pub(crate) async fn run(mut self, origin: Origin) {
+        let end = match self.boot(origin).await {
+            Ok(worker) => logs::follow(&mut self, worker.as_ref()).await,
+            Err(event) => Some(event),
+        };
+        if let Some(event) = end {
+            report(&self.reports, event).await;
+        }
+    }
+
+    async fn boot(&self, origin: Origin) -> Result<Arc<dyn Worker>, Event> {
+        let (worker, adopted) = match origin {
+            Origin::Launch(launcher) => (self.launch(launcher.as_ref()).await?, false),
+            Origin::Adopted(worker) => (worker, true),
+        };
+        let ready = wait_ready(worker.as_ref()).await.map_err(|failure| self.failed(problem_of(failure)))?;
+        if ready.attempts > 1 && !adopted {
+            let line = format!("the VM came up only at attempt {}", ready.attempts);
+            self.logs.system(&self.spec.id, SystemMessage::Error(line)).await;
+        }
+        let status = timeout(STATUS_TIMEOUT, worker.status()).await;
+        let confinement = status.ok().and_then(Result::ok).map(|s| s.confinement);
+        send(&self.reports, Report::Ready { vm: self.vm.clone(), ready, confinement }).await;
+        self.start_command(worker.as_ref(), adopted)
+            .await
+            .map_err(|obstacle| self.explain(obstacle, adopted))?;
+        report(&self.reports, Event::Booted { vm: self.vm.clone() }).await;
+        Ok(worker)
+    }
+
+    async fn launch(&self, launcher: &dyn Launcher) -> Result<Arc<dyn Worker>, Event> {
+        let worker =
+            launcher.launch(&self.spec, &self.vm).await.map_err(|LaunchError { message, hint }| {
+                let details =
+                    hint.into_iter().map(|hint| format!("hint: {}", text::bounded(&hint))).collect();
+                self.failed(BootProblem { message: text::bounded(&message), details })
+            })?;
+        send(&self.reports, Report::Launched { vm: self.vm.clone(), worker: Arc::clone(&worker) }).await;
+        Ok(worker)
+    }
+
+    async fn start_command(&self, worker: &dyn Worker, adopted: bool) -> Result<(), Obstacle> {
+        let opened = timeout(OPEN_TIMEOUT, worker.open(Service::Control)).await;
+        let stream = opened
+            .map_err(|_| Obstacle::Unreachable("it does not open its control stream".to_owned()))?
+            .map_err(|e| Obstacle::Unreachable(text::chain(&e)))?;
+        // The guest has nothing to tell that it was not asked for.
+        let (client, _) = Client::new(stream);
+        if adopted {
+            let status: control::Status = call(&client, control::STATUS, &()).await?;
+            if status.primary_pid.is_some() || status.primary_exit.is_some() {
+                return Ok(());
+            }
+        }
+        let InstanceSpec { command, env, workdir, .. } = self.spec.as_ref();
+        let process = Process { command: command.clone(), env: env.clone(), workdir: workdir.clone() };
+        let _: Started = call(&client, control::RUN, &Run { process }).await?;
+        Ok(())
+    }
+
+    fn explain(&self, obstacle: Obstacle, adopted: bool) -> Event {
+        let vm = self.vm.clone();
+        match obstacle {
+            Obstacle::Refused(failure) => Event::StartFailed { vm, failure },
+            Obstacle::Nonsense(message) => Event::GuestFault { vm, message },
+            // A command that may have been running for days has not failed to boot.
+            Obstacle::Unreachable(message) if adopted => Event::GuestFault { vm, message },
+            Obstacle::Unreachable(message) => self.failed(BootProblem {
+                message: format!("the guest did not start the command: {message}"),
+                details: Vec::new(),
+            }),
+        }
+    }
+
+    fn failed(&self, failure: BootProblem) -> Event {
+        Event::BootFailed { vm: self.vm.clone(), failure }
+    }
+}
+
+/// A worker that ends has failed to boot, also if it could not say so.
+async fn wait_ready(worker: &dyn Worker) -> Result<Ready, BootFailure> {
+    let mut ready = pin!(worker.wait_ready());
+    tokio::select! {
+        biased;
+        result = &mut ready => result,
+        exited = worker.exited() => match timeout(REASON_TIMEOUT, ready).await {
+            Ok(result) => result,
+            Err(_) => Err(BootFailure { message: exited.message, console: Vec::new() }),
+        },
+    }
+}
+
+fn problem_of(failure: BootFailure) -> BootProblem {
+    let details = failure.console.iter().map(|line| format!("console: {}", text::bounded(line))).collect();
+    BootProblem { message: text::bounded(&failure.message), details }
+}
+
+async fn call<R: serde::de::DeserializeOwned>(
+    client: &Client,
+    method: &str,
+    params: &impl serde::Serialize,
+) -> Result<R, Obstacle> {
+    match timeout(CALL_TIMEOUT, client.call(method, params)).await {
+        Ok(Ok(result)) => Ok(result),
+        Err(_) => Err(Obstacle::Unreachable(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
+        Ok(Err(CallError::Rpc(e))) => {
+            match e.data.and_then(|data| serde_json::from_value::<StartFailure>(data).ok()) {
+                Some(StartFailure { kind, message }) => {
+                    Err(Obstacle::Refused(StartFailure { kind, message: text::bounded(&message) }))
+                }
+                None => Err(Obstacle::Unreachable(text::bounded(&e.message))),
+            }
+        }
+        Ok(Err(e @ CallError::BadResult(_))) => Err(Obstacle::Nonsense(text::chain(&e))),
+        Ok(Err(e @ (CallError::Closed(_) | CallError::TooLarge(_)))) => {
+            Err(Obstacle::Unreachable(text::chain(&e)))
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What happens to an instance, and what is to be done about it. Plain data.
+
+use std::time::Duration;
+
+use aegis_proto::control::StartFailure;
+use aegis_proto::worker::Exited;
+use aegis_types::{ExitStatus, VmId};
+
+use super::StopCause;
+use crate::error::Denied;
+use crate::ports::SystemMessage;
+
+/// Tells waiting requests apart.
+pub type RequestId = u64;
+
+/// Something happened. An event that names a VM other than the current one is late and changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody wants something.
+    Request {
+        /// Answered by exactly one [`Effect::Answer`], unless the step itself denies it.
+        id: RequestId,
+        /// What.
+        ask: Ask,
+    },
+    /// A worker runs.
+    Launched {
+        /// Its VM.
+        vm: VmId,
+    },
+    /// The command runs.
+    Booted {
+        /// Its VM.
+        vm: VmId,
+    },
+    /// No worker could be started, or its VM did not come up.
+    BootFailed {
+        /// The VM that was to be.
+        vm: VmId,
+        /// Why.
+        failure: BootProblem,
+    },
+    /// The VM is up and the command could not be started.
+    StartFailed {
+        /// Its VM.
+        vm: VmId,
+        /// Why.
+        failure: StartFailure,
+    },
+    /// The command ended; all of its output is stored.
+    ProcessExited {
+        /// Its VM.
+        vm: VmId,
+        /// How.
+        status: ExitStatus,
+    },
+    /// The guest broke the rules or cannot be talked to.
+    GuestFault {
+        /// Its VM.
+        vm: VmId,
+        /// How.
+        message: String,
+    },
+    /// An [`Effect::Pause`] is over.
+    PauseDone {
+        /// Its VM.
+        vm: VmId,
+        /// Whether the CPUs are halted.
+        outcome: Result<(), String>,
+    },
+    /// An [`Effect::Resume`] is over.
+    ResumeDone {
+        /// Its VM.
+        vm: VmId,
+        /// Whether the CPUs run.
+        outcome: Result<(), String>,
+    },
+    /// The worker is gone; nothing that its guest said is still on its way.
+    Gone {
+        /// Its VM.
+        vm: VmId,
+        /// How it ended.
+        exited: Exited,
+    },
+    /// The worker is still there although it was told to end at once.
+    StopStuck {
+        /// Its VM.
+        vm: VmId,
+        /// What was tried.
+        message: String,
+    },
+    /// An [`Effect::CleanUp`] is over.
+    Cleaned {
+        /// The VM that is gone.
+        vm: VmId,
+    },
+    /// An [`Effect::Remove`] is over.
+    Removed(Result<(), Denied>),
+    /// The daemon goes down.
+    Shutdown {
+        /// Time for the guest's processes.
+        grace: Duration,
+    },
+}
+
+/// What somebody wants. Those that may lead to a boot bring an unused id for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Enable; boot or resume. Answered when accepted.
+    Start {
+        /// Id of the boot that may follow.
+        next: VmId,
+    },
+    /// Stop. Answered when the VM is gone.
+    Stop,
+    /// Enable; stop, then boot. Answered when accepted.
+    Restart {
+        /// Id of the boot that follows.
+        next: VmId,
+    },
+    /// Forbid waking and stop. Answered when the VM is gone.
+    Disable,
+    /// Halt the CPUs. Answered when they are.
+    Pause,
+    /// Undo [`Ask::Pause`]. Answered when the CPUs run.
+    Resume,
+    /// Boot or resume if the instance may be woken. Answered when it runs.
+    Wake {
+        /// Id of the boot that may follow.
+        next: VmId,
+    },
+    /// End the VM at once and remove everything. Answered when all is gone.
+    Delete,
+}
+
+/// Why a boot failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootProblem {
+    /// What failed.
+    pub message: String,
+    /// More lines for the log: a hint, the end of the guest's console.
+    pub details: Vec<String>,
+}
+
+/// Something to do. Effects are performed in order; those that take time report back with an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Writes the record of the new state. Always first; if it fails, the step has not happened and its request
+    /// is denied.
+    Record,
+    /// Remembers how the last VM ended and writes the record. A failure is only logged: the next start of the
+    /// daemon finds that VM gone and repairs the record.
+    RecordEnd(StopCause),
+    /// Starts a worker and boots: [`Event::Launched`], then [`Event::Booted`], or [`Event::BootFailed`].
+    Launch {
+        /// The new VM.
+        vm: VmId,
+    },
+    /// Goes on with the guest of a worker that is there already: [`Event::Booted`] or a failure.
+    Attach {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Halts the CPUs: [`Event::PauseDone`].
+    Pause {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Lets the CPUs go on: [`Event::ResumeDone`].
+    Resume {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Ends the VM: [`Event::Gone`], or [`Event::StopStuck`] if that does not help.
+    Stop {
+        /// The VM.
+        vm: VmId,
+        /// Time for the guest's processes; zero ends the VMM at once.
+        grace: Duration,
+    },
+    /// Removes what the worker left behind: [`Event::Cleaned`].
+    CleanUp {
+        /// The VM that is gone.
+        vm: VmId,
+    },
+    /// Removes files, then the record: [`Event::Removed`].
+    Remove,
+    /// Adds a line to the instance's log.
+    Log(SystemMessage),
+    /// Answers a request.
+    Answer {
+        /// Which.
+        id: RequestId,
+        /// The answer.
+        outcome: Result<(), Denied>,
+    },
+}

@@ -1,0 +1,182 @@
+//! What somebody wants.
+
+use std::time::Duration;
+
+use aegis_types::{InstanceState, StopReason, VmId};
+
+use super::transition::{STOP_GRACE, Transition};
+use super::{AfterStop, Ask, Effect, Goal, Phase, RequestId, Stage, StopCause, Stopping};
+use crate::error::Denied;
+
+impl Transition {
+    pub(super) fn request(&mut self, id: RequestId, ask: Ask) -> Result<(), Denied> {
+        let leaving = match &self.state.phase {
+            Phase::Deleted => return Err(Denied::Deleted),
+            Phase::Removing { .. } | Phase::Stopping(Stopping { then: AfterStop::Delete, .. }) => true,
+            _ => false,
+        };
+        let ends = matches!(ask, Ask::Stop | Ask::Disable | Ask::Delete);
+        if leaving && ask != Ask::Delete {
+            return Err(Denied::Deleted);
+        }
+        if self.state.closing && !ends {
+            return Err(Denied::ShuttingDown);
+        }
+        match ask {
+            Ask::Start { next } => self.ask_start(id, next),
+            Ask::Restart { next } => self.ask_restart(id, next),
+            Ask::Wake { next } => self.ask_wake(id, next),
+            Ask::Stop => self.ask_stop(id, StopReason::Requested),
+            Ask::Disable => {
+                self.set_enabled(false);
+                self.ask_stop(id, StopReason::Disabled)
+            }
+            Ask::Pause => self.ask_pause(id),
+            Ask::Resume => self.ask_resume(id),
+            Ask::Delete => self.ask_delete(id),
+        }
+    }
+
+    fn ask_start(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {
+        match self.state.phase.clone() {
+            Phase::Stopped { .. } => self.enable_and_boot(next),
+            Phase::Stopping(_) => self.boot_after_stop(next),
+            Phase::Pausing { .. } | Phase::Resuming { .. } => return self.wait(id, Goal::Running),
+            Phase::Paused { vm } => {
+                self.resume(vm);
+                return self.wait(id, Goal::Running);
+            }
+            Phase::Booting { .. } | Phase::Running { .. } | Phase::Removing { .. } | Phase::Deleted => {}
+        }
+        self.accept(id);
+        Ok(())
+    }
+
+    fn ask_restart(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {
+        match self.state.phase {
+            Phase::Stopped { .. } => self.enable_and_boot(next),
+            Phase::Stopping(_) => self.boot_after_stop(next),
+            _ => self.stop(StopCause::plain(StopReason::Requested), AfterStop::Boot(next), STOP_GRACE),
+        }
+        self.accept(id);
+        Ok(())
+    }
+
+    fn ask_wake(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {
+        if !self.state.enabled {
+            return Err(Denied::Disabled);
+        }
+        match self.state.phase.clone() {
+            Phase::Running { .. } => {
+                self.accept(id);
+                return Ok(());
+            }
+            Phase::Stopped { cause } => match cause.bars_waking() {
+                Some(denied) => return Err(denied),
+                None => self.enable_and_boot(next),
+            },
+            Phase::Stopping(Stopping { then: AfterStop::Stay, cause, .. }) => match cause.bars_waking() {
+                Some(denied) => return Err(denied),
+                None => self.boot_after_stop(next),
+            },
+            Phase::Paused { vm } => self.resume(vm),
+            Phase::Booting { .. }
+            | Phase::Pausing { .. }
+            | Phase::Resuming { .. }
+            | Phase::Stopping(_)
+            | Phase::Removing { .. }
+            | Phase::Deleted => {}
+        }
+        self.wait(id, Goal::Running)
+    }
+
+    fn ask_stop(&mut self, id: RequestId, reason: StopReason) -> Result<(), Denied> {
+        match &mut self.state.phase {
+            Phase::Stopped { .. } => {
+                self.accept(id);
+                return Ok(());
+            }
+            Phase::Stopping(stopping) => {
+                if stopping.cause.reason == StopReason::Requested {
+                    stopping.cause.reason = reason;
+                }
+                stopping.then = AfterStop::Stay;
+                let denied = StopCause::plain(reason).interrupts();
+                self.settle(&[Goal::Running], &Err(denied));
+            }
+            _ => self.stop(StopCause::plain(reason), AfterStop::Stay, STOP_GRACE),
+        }
+        self.wait(id, Goal::VmGone)
+    }
+
+    fn ask_pause(&mut self, id: RequestId) -> Result<(), Denied> {
+        match self.state.phase.clone() {
+            Phase::Running { vm } => self.pause(vm),
+            Phase::Pausing { .. } | Phase::Resuming { .. } => {}
+            Phase::Paused { .. } => {
+                self.accept(id);
+                return Ok(());
+            }
+            _ => return Err(self.not_running()),
+        }
+        self.wait(id, Goal::Paused)
+    }
+
+    fn ask_resume(&mut self, id: RequestId) -> Result<(), Denied> {
+        match self.state.phase.clone() {
+            Phase::Paused { vm } => self.resume(vm),
+            Phase::Pausing { .. } | Phase::Resuming { .. } => {}
+            Phase::Running { .. } => {
+                self.accept(id);
+                return Ok(());
+            }
+            _ => return Err(self.not_running()),
+        }
+        self.wait(id, Goal::Running)
+    }
+
+    fn ask_delete(&mut self, id: RequestId) -> Result<(), Denied> {
+        match &mut self.state.phase {
+            Phase::Stopped { cause } => {
+                let cause = cause.clone();
+                self.remove(cause);
+            }
+            Phase::Stopping(stopping) => {
+                stopping.then = AfterStop::Delete;
+                if stopping.stage == Stage::Ending {
+                    let vm = stopping.vm.clone();
+                    // The disk goes away: what a running stop waits for does not matter any more.
+                    self.effect(Effect::Stop { vm, grace: Duration::ZERO });
+                }
+                self.settle(&[Goal::Running], &Err(Denied::Deleted));
+            }
+            Phase::Removing { .. } | Phase::Deleted => {}
+            _ => self.stop(StopCause::plain(StopReason::Requested), AfterStop::Delete, Duration::ZERO),
+        }
+        self.wait(id, Goal::Deleted)
+    }
+
+    fn enable_and_boot(&mut self, next: VmId) {
+        self.state.enabled = true;
+        // Also when it was enabled: the record must say that there may be a worker before there is one.
+        self.record();
+        self.boot(next);
+    }
+
+    fn boot_after_stop(&mut self, next: VmId) {
+        self.set_enabled(true);
+        if let Phase::Stopping(stopping) = &mut self.state.phase
+            && stopping.then == AfterStop::Stay
+        {
+            stopping.then = AfterStop::Boot(next);
+        }
+    }
+
+    fn not_running(&self) -> Denied {
+        match (&self.state.phase, self.state.shown()) {
+            (_, state @ InstanceState::Starting) => Denied::NotRunning { state },
+            (Phase::Stopping(_), _) => Denied::Stopping,
+            (_, state) => Denied::NotRunning { state },
+        }
+    }
+}

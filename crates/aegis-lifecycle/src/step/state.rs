@@ -1,0 +1,216 @@
+//! What an instance can be.
+
+use aegis_types::{ExitStatus, InstanceState, StopReason, VmId};
+
+use super::RequestId;
+use crate::error::Denied;
+
+/// Everything that decides what may happen to an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// It may be woken.
+    pub enabled: bool,
+    /// The daemon goes down: nothing is booted any more.
+    pub closing: bool,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Requests that are not answered yet, oldest first.
+    pub waiting: Vec<Waiting>,
+}
+
+/// Where an instance is in its life. A phase with a VM names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// No VM.
+    Stopped {
+        /// How the last one ended.
+        cause: StopCause,
+    },
+    /// A VM is on its way; the command does not run yet.
+    Booting {
+        /// The VM.
+        vm: VmId,
+        /// Its worker runs. Before that there is nothing that a stop could be sent to.
+        launched: bool,
+    },
+    /// The command runs.
+    Running {
+        /// The VM.
+        vm: VmId,
+    },
+    /// The CPUs are being halted.
+    Pausing {
+        /// The VM.
+        vm: VmId,
+    },
+    /// The CPUs are halted, the memory is kept.
+    Paused {
+        /// The VM.
+        vm: VmId,
+    },
+    /// The CPUs are being set going again.
+    Resuming {
+        /// The VM.
+        vm: VmId,
+    },
+    /// The VM is on its way out.
+    Stopping(Stopping),
+    /// Files and record are being removed; no VM.
+    Removing {
+        /// How the last VM ended.
+        cause: StopCause,
+    },
+    /// Nothing is left.
+    Deleted,
+}
+
+/// A VM on its way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopping {
+    /// The VM.
+    pub vm: VmId,
+    /// How far it is.
+    pub stage: Stage,
+    /// State that is shown until it is gone.
+    pub shown: InstanceState,
+    /// Why it ends.
+    pub cause: StopCause,
+    /// The end of the command was seen (it is reported once).
+    pub exit: Option<ExitStatus>,
+    /// What follows.
+    pub then: AfterStop,
+}
+
+/// How far a stop is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The worker is only being started; it is stopped as soon as it is there.
+    Launching,
+    /// The worker was told to end.
+    Ending,
+    /// The worker is gone, its leftovers are being removed.
+    Cleaning,
+}
+
+/// What follows a stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AfterStop {
+    /// Nothing.
+    Stay,
+    /// A boot with this id.
+    Boot(VmId),
+    /// The end of the instance.
+    Delete,
+}
+
+/// Why an instance has no VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopCause {
+    /// The kind of end.
+    pub reason: StopReason,
+    /// Exit code of the command, for [`StopReason::Exited`].
+    pub exit_code: Option<u8>,
+    /// What went wrong, when something did.
+    pub error: Option<String>,
+}
+
+impl StopCause {
+    /// An end without more to say.
+    pub fn plain(reason: StopReason) -> Self {
+        Self { reason, exit_code: None, error: None }
+    }
+
+    /// An end with a reason to tell.
+    pub fn failed(reason: StopReason, error: impl Into<String>) -> Self {
+        Self { reason, exit_code: None, error: Some(error.into()) }
+    }
+
+    /// Why an instance that ended like this is not woken, if it is not.
+    pub(super) fn bars_waking(&self) -> Option<Denied> {
+        match self.reason {
+            StopReason::Exited => Some(Denied::CommandEnded { exit_code: self.exit_code }),
+            StopReason::BootFailed => {
+                let message = self.error.clone().unwrap_or_else(|| "no reason was given".to_owned());
+                Some(Denied::BootFailed { message })
+            }
+            StopReason::NeverStarted
+            | StopReason::Requested
+            | StopReason::Disabled
+            | StopReason::GuestShutdown
+            | StopReason::VmmDied
+            | StopReason::GuestFault
+            | StopReason::DaemonStopped => None,
+        }
+    }
+
+    /// What a request is told that waited for a VM that ended like this.
+    pub(super) fn interrupts(&self) -> Denied {
+        match self.reason {
+            StopReason::Disabled => Denied::Disabled,
+            StopReason::DaemonStopped => Denied::ShuttingDown,
+            reason => self.bars_waking().unwrap_or(Denied::Interrupted { reason }),
+        }
+    }
+}
+
+/// A request that waits, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The request.
+    pub id: RequestId,
+    /// What it waits for.
+    pub goal: Goal,
+}
+
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// The command runs.
+    Running,
+    /// The CPUs are halted.
+    Paused,
+    /// The current VM is gone.
+    VmGone,
+    /// Nothing is left.
+    Deleted,
+}
+
+impl State {
+    /// The state as users see it.
+    pub fn shown(&self) -> InstanceState {
+        match &self.phase {
+            Phase::Stopped { .. } | Phase::Removing { .. } | Phase::Deleted => InstanceState::Stopped,
+            Phase::Booting { .. } => InstanceState::Starting,
+            Phase::Running { .. } | Phase::Pausing { .. } => InstanceState::Running,
+            Phase::Paused { .. } | Phase::Resuming { .. } => InstanceState::Paused,
+            Phase::Stopping(Stopping { then: AfterStop::Boot(_), .. }) => InstanceState::Starting,
+            Phase::Stopping(Stopping { shown, .. }) => *shown,
+        }
+    }
+
+    /// The VM that exists, is being made or is being ended.
+    pub fn vm(&self) -> Option<&VmId> {
+        match &self.phase {
+            Phase::Booting { vm, .. }
+            | Phase::Running { vm }
+            | Phase::Pausing { vm }
+            | Phase::Paused { vm }
+            | Phase::Resuming { vm }
+            | Phase::Stopping(Stopping { vm, .. }) => Some(vm),
+            Phase::Stopped { .. } | Phase::Removing { .. } | Phase::Deleted => None,
+        }
+    }
+
+    /// How the last VM ended, while there is none.
+    pub fn stopped(&self) -> Option<&StopCause> {
+        match &self.phase {
+            Phase::Stopped { cause } | Phase::Removing { cause } => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// Nothing will happen any more.
+    pub fn is_final(&self) -> bool {
+        matches!(self.phase, Phase::Deleted) || (self.closing && matches!(self.phase, Phase::Stopped { .. }))
+    }
+}

@@ -1,0 +1,161 @@
+//! A step in the making: the moves that requests and outcomes have in common.
+
+use std::time::Duration;
+
+use aegis_types::{ExitStatus, VmId};
+
+use super::{AfterStop, Effect, Goal, Phase, RequestId, Stage, State, StopCause, Stopping, Waiting};
+use crate::error::Denied;
+use crate::ports::SystemMessage;
+
+/// Time for the guest's processes when somebody stops the instance.
+pub(super) const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Time for what the command left running when it ended.
+pub(super) const EXIT_GRACE: Duration = Duration::from_secs(2);
+/// Requests of one instance that may wait at the same time.
+pub(super) const WAITING_MAX: usize = 256;
+
+pub(super) struct Transition {
+    pub(super) state: State,
+    record: bool,
+    effects: Vec<Effect>,
+}
+
+impl Transition {
+    pub(super) fn from(state: &State) -> Self {
+        Self { state: state.clone(), record: false, effects: Vec::new() }
+    }
+
+    pub(super) fn finish(mut self) -> (State, Vec<Effect>) {
+        if self.record {
+            self.effects.insert(0, Effect::Record);
+        }
+        (self.state, self.effects)
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(super) fn info(&mut self, line: impl Into<String>) {
+        self.effect(Effect::Log(SystemMessage::Info(line.into())));
+    }
+
+    pub(super) fn error(&mut self, line: impl Into<String>) {
+        self.effect(Effect::Log(SystemMessage::Error(line.into())));
+    }
+
+    /// The new state must be recorded before anything is done.
+    pub(super) fn record(&mut self) {
+        self.record = true;
+    }
+
+    pub(super) fn set_enabled(&mut self, enabled: bool) {
+        if self.state.enabled != enabled {
+            self.state.enabled = enabled;
+            self.record();
+        }
+    }
+
+    pub(super) fn accept(&mut self, id: RequestId) {
+        self.effect(Effect::Answer { id, outcome: Ok(()) });
+    }
+
+    pub(super) fn wait(&mut self, id: RequestId, goal: Goal) -> Result<(), Denied> {
+        if self.state.waiting.len() >= WAITING_MAX {
+            return Err(Denied::Busy);
+        }
+        self.state.waiting.push(Waiting { id, goal });
+        Ok(())
+    }
+
+    pub(super) fn settle(&mut self, goals: &[Goal], outcome: &Result<(), Denied>) {
+        for Waiting { id, .. } in self.state.waiting.extract_if(.., |w| goals.contains(&w.goal)) {
+            self.effects.push(Effect::Answer { id, outcome: outcome.clone() });
+        }
+    }
+
+    pub(super) fn is_wanted(&self, goal: Goal) -> bool {
+        self.state.waiting.iter().any(|w| w.goal == goal)
+    }
+
+    pub(super) fn boot(&mut self, vm: VmId) {
+        self.state.phase = Phase::Booting { vm: vm.clone(), launched: false };
+        self.effect(Effect::Launch { vm });
+    }
+
+    pub(super) fn pause(&mut self, vm: VmId) {
+        self.state.phase = Phase::Pausing { vm: vm.clone() };
+        self.effect(Effect::Pause { vm });
+    }
+
+    pub(super) fn resume(&mut self, vm: VmId) {
+        self.state.phase = Phase::Resuming { vm: vm.clone() };
+        self.effect(Effect::Resume { vm });
+    }
+
+    pub(super) fn remove(&mut self, cause: StopCause) {
+        self.state.phase = Phase::Removing { cause };
+        self.effect(Effect::Remove);
+    }
+
+    pub(super) fn arrive_running(&mut self, vm: VmId) {
+        self.settle(&[Goal::Running], &Ok(()));
+        if self.is_wanted(Goal::Paused) {
+            self.pause(vm);
+        } else {
+            self.state.phase = Phase::Running { vm };
+        }
+    }
+
+    pub(super) fn arrive_paused(&mut self, vm: VmId) {
+        self.settle(&[Goal::Paused], &Ok(()));
+        if self.is_wanted(Goal::Running) {
+            self.resume(vm);
+        } else {
+            self.state.phase = Phase::Paused { vm };
+        }
+    }
+
+    /// Ends the VM of a phase that has one and is not ending yet. A command that does not run yet gets no grace.
+    pub(super) fn stop(&mut self, cause: StopCause, then: AfterStop, grace: Duration) {
+        let (stage, grace) = match &self.state.phase {
+            Phase::Booting { launched: false, .. } => (Stage::Launching, grace),
+            Phase::Booting { launched: true, .. } => (Stage::Ending, Duration::ZERO),
+            _ => (Stage::Ending, grace),
+        };
+        let Some(vm) = self.leave(stage, cause, then) else { return };
+        if stage == Stage::Ending {
+            self.effect(Effect::Stop { vm, grace });
+        }
+    }
+
+    /// Goes on from a phase whose worker is gone, or never came.
+    pub(super) fn gone(&mut self, cause: StopCause) {
+        if let Some(vm) = self.leave(Stage::Cleaning, cause, AfterStop::Stay) {
+            self.effect(Effect::CleanUp { vm });
+        }
+    }
+
+    /// Remembers that the end of the command was reported.
+    pub(super) fn note_exit(&mut self, status: ExitStatus) {
+        if let Phase::Stopping(stopping) = &mut self.state.phase {
+            stopping.exit = Some(status);
+        }
+    }
+
+    fn leave(&mut self, stage: Stage, cause: StopCause, then: AfterStop) -> Option<VmId> {
+        let vm = self.state.vm()?.clone();
+        let shown = self.state.shown();
+        self.settle(&[Goal::Paused], &Err(cause.interrupts()));
+        match then {
+            AfterStop::Stay => self.settle(&[Goal::Running], &Err(cause.interrupts())),
+            AfterStop::Delete => self.settle(&[Goal::Running], &Err(Denied::Deleted)),
+            // They get the next VM.
+            AfterStop::Boot(_) => {}
+        }
+        self.state.phase =
+            Phase::Stopping(Stopping { vm: vm.clone(), stage, shown, cause, exit: None, then });
+        Some(vm)
+    }
+}
