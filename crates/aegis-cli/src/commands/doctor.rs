@@ -1,0 +1,140 @@
+//! `aegis doctor`: what VMs will use, what is wrong, and what to do about it. Works without the daemon; when it
+//! runs, its own answers are shown where it has some.
+
+mod host;
+mod report;
+
+use aegis_api::DaemonStatus;
+use aegis_client::ClientError;
+use aegis_config::{AcceleratorSetting, Asset, Home, Settings, locate};
+
+use self::report::{Check, Report, SettingLine};
+use super::Context;
+use crate::error::CliError;
+use crate::ui;
+
+/// What VMs need, with labels.
+const ASSETS: [(Asset, &str); 7] = [
+    (Asset::Daemon, "aegisd"),
+    (Asset::Worker, "Worker"),
+    (Asset::Vmm, "VMM"),
+    (Asset::Kernel, "Kernel"),
+    (Asset::Initramfs, "Initramfs"),
+    (Asset::BaseImage, "Base image"),
+    (Asset::DiskTemplate, "Disk template"),
+];
+
+pub(crate) async fn run(context: &Context, json: bool) -> Result<u8, CliError> {
+    let report = examine(context).await;
+    if json {
+        ui::print_json(&report)?;
+    } else {
+        ui::print(&report.to_text())?;
+    }
+    Ok(if report.ok { 0 } else { 1 })
+}
+
+async fn examine(context: &Context) -> Report {
+    let home = &context.home;
+    let mut checks = vec![
+        Check::good("Version", env!("CARGO_PKG_VERSION")),
+        Check::good("Platform", format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH)),
+        Check::good("Home", home.root().display().to_string()),
+    ];
+    let (check, daemon) = daemon(context).await;
+    checks.push(check);
+    let settings = Settings::load(home);
+    let wanted = settings.as_ref().map_or(AcceleratorSetting::Auto, |s| s.accelerator.value);
+    checks.push(match &daemon {
+        Some(status) if status.accelerator.is_some() => decided(status),
+        _ => host::accelerator(wanted),
+    });
+    for (asset, label) in ASSETS {
+        checks.push(check_asset(asset, label, home, daemon.as_ref()).await);
+    }
+    checks.push(host::confinement());
+    checks.push(host::disk_space(home.root()));
+    let settings = match settings {
+        Ok(settings) => setting_lines(&settings),
+        Err(error) => {
+            checks.push(Check::bad("Settings", "cannot be used", error.to_string(), "correct the value"));
+            Vec::new()
+        }
+    };
+    Report::new(checks, settings)
+}
+
+async fn daemon(context: &Context) -> (Check, Option<DaemonStatus>) {
+    match context.client.status().await {
+        Ok(status) => {
+            let text = format!("running (pid {}, live VMs: {})", status.pid, status.live_vms);
+            let check = if status.version == env!("CARGO_PKG_VERSION") {
+                Check::good("Daemon", text)
+            } else {
+                let problem = format!("it is version {}", status.version);
+                Check::odd("Daemon", text, problem, "`aegis down`, then `aegis up`, starts this version")
+            };
+            (check, Some(status))
+        }
+        Err(ClientError::NotRunning { .. }) => (Check::good("Daemon", "not running"), None),
+        Err(error) => {
+            let error = CliError::from(error);
+            let problem = [&[error.message().to_owned()], error.causes()].concat().join(": ");
+            (
+                Check::bad("Daemon", "does not answer", problem, "its log is `data/aegisd.log` in the home"),
+                None,
+            )
+        }
+    }
+}
+
+/// The daemon has tried.
+fn decided(status: &DaemonStatus) -> Check {
+    let name = status.accelerator.map(|a| a.to_string()).unwrap_or_default();
+    match &status.accelerator_reason {
+        None => Check::good("Accelerator", name),
+        Some(reason) => Check::slow("Accelerator", name, reason.clone()),
+    }
+}
+
+async fn check_asset(asset: Asset, label: &'static str, home: &Home, daemon: Option<&DaemonStatus>) -> Check {
+    let reported = daemon.and_then(|d| d.assets.iter().find(|a| a.name == asset.name()));
+    let found = locate(asset, None, home);
+    let (path, origin) = match (reported.and_then(|r| r.path.clone()), &found) {
+        // The daemon may have been started with other settings than ours.
+        (Some(path), Ok(located)) if path == located.path => (path, located.origin.to_string()),
+        (Some(path), _) => (path, "as the daemon says".to_owned()),
+        (None, Ok(located)) => (located.path.clone(), located.origin.to_string()),
+        (None, Err(error)) => return Check::bad(label, "not found", error.to_string(), error.hint.clone()),
+    };
+    let mut details = Vec::new();
+    if asset == Asset::Vmm {
+        match host::version_of(&path).await {
+            Ok(version) => details.push(version),
+            Err(problem) => {
+                return Check::bad(label, path.display().to_string(), problem, "reinstall QEMU");
+            }
+        }
+    } else if let Ok(meta) = path.metadata() {
+        details.push(ui::size(meta.len()));
+    }
+    details.push(origin);
+    let text = format!("{} ({})", path.display(), details.join(", "));
+    match reported.and_then(|r| r.problem.clone()) {
+        Some(problem) => Check::bad(label, text, problem, "replace the file"),
+        None => Check::good(label, text),
+    }
+}
+
+fn setting_lines(settings: &Settings) -> Vec<SettingLine> {
+    let Settings { default_memory, default_vcpus, default_image, accelerator, boot_timeout, log } = settings;
+    let seconds = boot_timeout.value.as_secs();
+    vec![
+        SettingLine::new("default_memory_mb", default_memory.value.get(), default_memory.source),
+        SettingLine::new("default_cpus", default_vcpus.value.get(), default_vcpus.source),
+        SettingLine::new("default_image", &default_image.value, default_image.source),
+        SettingLine::new("accelerator", accelerator.value, accelerator.source),
+        SettingLine::new("boot_timeout", format!("{seconds}s"), boot_timeout.source),
+        SettingLine::new("log", &log.value, log.source),
+    ]
+}

@@ -1,0 +1,77 @@
+//! `aegis exec`.
+
+use std::time::Duration;
+
+use aegis_api::{ExecDone, ExecRequest};
+use aegis_client::{ClientError, ExecEvent};
+
+use super::Context;
+use crate::args::Exec;
+use crate::error::{CliError, Kind};
+use crate::guest_output::GuestOutput;
+use crate::suggest::explain;
+use crate::ui;
+
+pub(crate) async fn run(context: &Context, args: Exec) -> Result<u8, CliError> {
+    let target = args.target.target.as_str();
+    let request = ExecRequest {
+        command: args.command,
+        env: args.env.into_iter().collect(),
+        workdir: args.workdir,
+        timeout_ms: args.timeout.map(milliseconds),
+    };
+    let mut events = match context.client.exec(target, &request).await {
+        Ok(events) => events,
+        Err(error) => return Err(explain(&context.client, target, error).await),
+    };
+    let mut output = GuestOutput::new();
+    let done = loop {
+        let event = tokio::select! {
+            biased;
+            event = events.next() => event,
+            flushed = output.flush(), if output.is_pending() => {
+                flushed.map_err(|e| ui::output_error(&e))?;
+                continue;
+            }
+        };
+        match event {
+            Ok(Some(ExecEvent::Started(_))) => {}
+            Ok(Some(ExecEvent::Entry(entry))) => {
+                output.write(entry.stream, &entry.bytes()).await.map_err(|e| ui::output_error(&e))?;
+            }
+            Ok(Some(ExecEvent::Done(done))) => break done,
+            Ok(None) => return Err(lost(target, ClientError::Protocol("no end".into()))),
+            Err(error) => {
+                output.flush().await.map_err(|e| ui::output_error(&e))?;
+                return Err(lost(target, error));
+            }
+        }
+    };
+    output.flush().await.map_err(|e| ui::output_error(&e))?;
+    if let Some(error) = failure(target, &request, &done) {
+        ui::report(&error);
+    }
+    Ok(done.exit_code)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lost(target: &str, error: ClientError) -> CliError {
+    CliError::new(Kind::VmFailed, format!("lost the command in instance `{target}`"))
+        .because(&error)
+        .hint(format!("`aegis logs {target}` may show the rest of its output"))
+}
+
+/// What to say about a command that did not end by itself.
+fn failure(target: &str, request: &ExecRequest, done: &ExecDone) -> Option<CliError> {
+    let Some(cause) = &done.error else {
+        let timeout = request.timeout_ms.filter(|_| done.exit_code == 124)?;
+        let text = format!("the command did not end within {}", ui::in_words(Duration::from_millis(timeout)));
+        return Some(CliError::new(Kind::Timeout, text));
+    };
+    let program = request.command.first().map_or("", String::as_str);
+    let error = CliError::failure(format!("cannot run `{program}` in instance `{target}`"));
+    Some(error.cause(cause.clone()))
+}

@@ -1,0 +1,71 @@
+//! One module per command.
+
+mod bench;
+mod completions;
+mod doctor;
+mod exec;
+mod image;
+mod instance;
+mod lifetime;
+mod logs;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+
+use aegis_api::CreateInstance;
+use aegis_client::Client;
+use aegis_config::Home;
+
+use crate::args::{Command, InstanceOptions};
+use crate::error::CliError;
+use crate::ui;
+
+/// What every command needs.
+pub(crate) struct Context {
+    pub(crate) home: Home,
+    pub(crate) client: Client,
+}
+
+/// Runs a command; the number is the exit code.
+pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, CliError> {
+    // These work where there is no home.
+    match command {
+        Command::Completions { shell } => return completions::run(shell).map(|()| 0),
+        Command::Version => return ui::print(&version_line()).map(|()| 0),
+        _ => {}
+    }
+    let home = Home::resolve(home)?;
+    let client = Client::new(home.socket());
+    let context = Context { home, client };
+    match command {
+        Command::Up => lifetime::up(&context).await.map(|()| 0),
+        Command::Down => lifetime::down(&context).await.map(|()| 0),
+        Command::Status(format) => status::run(&context, format.json).await.map(|()| 0),
+        Command::Doctor(format) => doctor::run(&context, format.json).await,
+        Command::Run(args) => run::run(&context, args).await,
+        Command::Instance { command } => instance::run(&context, command).await,
+        Command::Exec(args) => exec::run(&context, args).await,
+        Command::Logs(args) => logs::run(&context, args).await.map(|()| 0),
+        Command::Image { command } => image::run(&context, command).await.map(|()| 0),
+        Command::Bench { args } => Err(bench::run(&context, args)),
+        Command::Completions { .. } | Command::Version => unreachable!("handled above"),
+    }
+}
+
+fn version_line() -> String {
+    format!("aegis {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// The request that these options describe.
+fn creation(options: InstanceOptions, command: Vec<String>) -> CreateInstance {
+    CreateInstance {
+        command,
+        handle: options.name,
+        image_ref: options.image,
+        env: options.env.into_iter().collect(),
+        workdir: options.workdir,
+        memory_mb: options.memory,
+        vcpus: options.cpus,
+    }
+}

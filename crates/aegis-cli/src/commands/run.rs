@@ -1,0 +1,140 @@
+//! `aegis run`: create, follow, delete.
+//!
+//! **Invariant:** once the create request was sent, every way out deletes the instance first: the end of the
+//! command, errors, signals, a closed pipe. Only a second signal while deleting gives up on that, and says so.
+
+mod attend;
+mod verdict;
+
+use std::pin::pin;
+use std::time::Duration;
+
+use aegis_api::{CreateInstance, ErrorCode};
+use aegis_client::{Action, Client, ClientError, Creation};
+use aegis_types::{Handle, InstanceId};
+
+use super::{Context, creation};
+use crate::args::Run;
+use crate::daemon;
+use crate::error::{CliError, Kind};
+use crate::progress::Spinner;
+use crate::signals::Signals;
+use crate::ui;
+
+pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
+    let mut signals = Signals::listen()?;
+    let spinner = Spinner::start("starting aegisd");
+    let request = creation(args.options, args.command);
+    let prepared = tokio::select! {
+        prepared = prepare(context, request.handle.as_ref()) => prepared,
+        signal = signals.next() => Err(signal),
+    };
+    prepared?;
+
+    spinner.say("booting");
+    let (id, interrupted) = create(&context.client, &request, &mut signals).await?;
+    let mut limits = Limits { signals, timeout: args.timeout, started: tokio::time::Instant::now() };
+    let outcome = match interrupted {
+        Some(signal) => Err(signal),
+        None => attend::attend(&context.client, &id, &request.command, &spinner, &mut limits).await,
+    };
+    spinner.clear();
+    delete(&context.client, &id, &mut limits.signals).await;
+    outcome
+}
+
+/// Sees to it that the daemon runs and that the name is free: an instance that is there must not be deleted.
+async fn prepare(context: &Context, name: Option<&Handle>) -> Result<(), CliError> {
+    daemon::start(&context.home, &context.client).await?;
+    let Some(name) = name else { return Ok(()) };
+    match context.client.get(name.as_str()).await {
+        Ok(_) => Err(taken(name)),
+        Err(ClientError::Api { body, .. }) if body.code == ErrorCode::InstanceNotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn taken(name: &Handle) -> CliError {
+    CliError::failure(format!("there is already an instance named `{name}`"))
+        .hint("choose another name; `aegis run` deletes its instance at the end")
+        .hint(format!("`aegis instance start {name}` starts the one that is there"))
+}
+
+/// Waits for the answer even when a signal arrives, as only the answer tells what to delete.
+async fn create(
+    client: &Client,
+    request: &CreateInstance,
+    signals: &mut Signals,
+) -> Result<(InstanceId, Option<CliError>), CliError> {
+    let mut answer = pin!(client.create(request));
+    let mut interrupted = None;
+    let created = loop {
+        tokio::select! {
+            biased;
+            created = &mut answer => break created?,
+            signal = signals.next() => match interrupted {
+                None => interrupted = Some(signal),
+                Some(_) => return Err(signal),
+            },
+        }
+    };
+    let instance = match created {
+        Creation::Created(instance) => instance,
+        // Somebody made it between our question and our request.
+        Creation::Restarted(instance) => {
+            client.action(instance.id.as_str(), Action::Stop).await?;
+            return Err(match &instance.handle {
+                Some(name) => taken(name),
+                None => CliError::failure("aegisd started another instance than the one asked for"),
+            });
+        }
+    };
+    for warning in &instance.warnings {
+        ui::warn(warning);
+    }
+    Ok((instance.id, interrupted))
+}
+
+async fn delete(client: &Client, id: &InstanceId, signals: &mut Signals) {
+    let left = CliError::failure(format!("instance `{id}` was not deleted"))
+        .hint(format!("`aegis instance delete {id}` deletes it"));
+    let deleted = tokio::select! {
+        deleted = client.delete(id.as_str()) => deleted,
+        _ = signals.next() => return ui::report(&left.cause("interrupted")),
+    };
+    match deleted {
+        Ok(_) => {}
+        Err(ClientError::Api { body, .. }) if body.code == ErrorCode::InstanceNotFound => {}
+        Err(error) => ui::report(&left.because(&error)),
+    }
+}
+
+/// What ends a run before its command does.
+struct Limits {
+    signals: Signals,
+    timeout: Option<Duration>,
+    started: tokio::time::Instant,
+}
+
+impl Limits {
+    /// A signal or the end of the time. Cancel safe.
+    async fn passed(&mut self) -> CliError {
+        let Some(timeout) = self.timeout else { return self.signals.next().await };
+        tokio::select! {
+            biased;
+            signal = self.signals.next() => signal,
+            () = tokio::time::sleep_until(self.started + timeout) => {
+                CliError::new(Kind::Timeout, format!("the command did not end within {}", ui::in_words(timeout)))
+            }
+        }
+    }
+
+    /// The result of a future, unless something ends the run first.
+    async fn during<T>(&mut self, future: impl Future<Output = T>) -> Result<T, CliError> {
+        tokio::select! {
+            biased;
+            end = self.passed() => Err(end),
+            result = future => Ok(result),
+        }
+    }
+}

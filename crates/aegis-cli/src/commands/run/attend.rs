@@ -1,0 +1,135 @@
+//! Following an instance to the end of its command.
+//!
+//! The log tells everything in order: output, then the line that says how the command ended. A look at the
+//! instance now and then guards against the case that this line never comes, as when the VM is lost.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use aegis_api::{ErrorCode, InstanceInfo, LogEntry, LogSource};
+use aegis_client::{Client, ClientError, LogQuery};
+use aegis_types::{InstanceId, InstanceState};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::Limits;
+use super::verdict::{self, SYSTEM_LINES};
+use crate::error::{CliError, Kind};
+use crate::guest_output::GuestOutput;
+use crate::progress::Spinner;
+use crate::ui;
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A stopped instance whose log says nothing for this long will say nothing more.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// What one turn of the loop saw.
+enum Turn {
+    Entry(Option<LogEntry>),
+    Flushed,
+    Look,
+}
+
+/// Passes output on until the command has ended; returns its exit code.
+pub(super) async fn attend(
+    client: &Client,
+    id: &InstanceId,
+    command: &[String],
+    spinner: &Spinner,
+    limits: &mut Limits,
+) -> Result<u8, CliError> {
+    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let mut entries = limits.during(client.logs(id.as_str(), &query)).await??;
+    let mut output = GuestOutput::new();
+    let mut system = VecDeque::new();
+    let mut stopped = false;
+    let mut look = looks();
+    let end = loop {
+        let turn = tokio::select! {
+            biased;
+            end = limits.passed() => return Err(end),
+            entry = entries.next() => Turn::Entry(entry?),
+            flushed = output.flush(), if output.is_pending() => {
+                flushed.map_err(|e| ui::output_error(&e))?;
+                Turn::Flushed
+            }
+            _ = look.tick() => Turn::Look,
+        };
+        match turn {
+            Turn::Flushed => {}
+            Turn::Entry(None) => break Err(deleted(id)),
+            Turn::Entry(Some(entry)) => {
+                stopped = false;
+                match entry.source {
+                    LogSource::Server => {
+                        spinner.clear();
+                        let written = limits.during(output.write(entry.stream, &entry.bytes())).await?;
+                        written.map_err(|e| ui::output_error(&e))?;
+                    }
+                    LogSource::System => {
+                        if let Some(code) = exit_line(&entry.line) {
+                            break Ok(Some(code));
+                        }
+                        spinner.say(&entry.line);
+                        if system.len() == SYSTEM_LINES {
+                            system.pop_front();
+                        }
+                        system.push_back(entry.line);
+                        look.reset_immediately();
+                    }
+                    LogSource::Exec => {}
+                }
+            }
+            Turn::Look => match limits.during(client.get(id.as_str())).await? {
+                Ok(info) if info.state == InstanceState::Stopped => {
+                    if stopped {
+                        break Ok(None);
+                    }
+                    stopped = true;
+                    look.reset_after(QUIET);
+                }
+                Ok(info) if info.state == InstanceState::Running => spinner.clear(),
+                Err(ClientError::Api { body, .. }) if body.code == ErrorCode::InstanceNotFound => {
+                    break Err(deleted(id));
+                }
+                // A daemon in trouble ends the log as well.
+                _ => {}
+            },
+        }
+    };
+    spinner.clear();
+    limits.during(output.flush()).await?.map_err(|e| ui::output_error(&e))?;
+    let logged = end?;
+    let info: Option<InstanceInfo> = limits.during(client.get(id.as_str())).await?.ok();
+    verdict::verdict(command, logged, info.as_ref(), system.make_contiguous())
+}
+
+fn looks() -> Interval {
+    let mut look = interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look
+}
+
+fn deleted(id: &InstanceId) -> CliError {
+    CliError::new(Kind::VmFailed, format!("instance `{id}` was deleted while its command ran"))
+}
+
+/// `process exited (code=N)`, the line that ends every run.
+fn exit_line(line: &str) -> Option<u8> {
+    line.strip_prefix("process exited (code=")?.split_once(')')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_exit_line_ends_a_run() {
+        assert_eq!(exit_line("process exited (code=0)"), Some(0));
+        assert_eq!(exit_line("process exited (code=137)"), Some(137));
+        for other in
+            ["process exited", "process exited (code=x)", " process exited (code=0)", "boot failed: x"]
+        {
+            assert_eq!(exit_line(other), None, "{other}");
+        }
+    }
+}

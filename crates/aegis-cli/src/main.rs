@@ -1,0 +1,65 @@
+//! `aegis`, the command line of AegisVM: arguments in, words out. Everything it knows about instances comes
+//! from the daemon through [`aegis_client`].
+//!
+//! **Invariant:** standard output carries only what was asked for; everything else goes to standard error.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod daemon;
+mod error;
+mod guest_output;
+mod progress;
+#[cfg(test)]
+mod reference;
+mod signals;
+mod suggest;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::args::Cli;
+use crate::error::CliError;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let code = run(cli).unwrap_or_else(|error| {
+        ui::report(&error);
+        error.kind().exit_code()
+    });
+    ExitCode::from(code)
+}
+
+fn run(cli: Cli) -> Result<u8, CliError> {
+    let Some(command) = cli.command else {
+        ui::print(&Cli::command().render_help().ansi().to_string())?;
+        return Ok(1);
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::failure("cannot start the async runtime").because(&e))?;
+    let code = runtime.block_on(commands::run(cli.home, command));
+    // A write to a pipe that nobody reads may still be blocked in a thread; it must not hold up the exit.
+    runtime.shutdown_background();
+    code
+}
+
+/// Help and version are answers; a group without subcommand is a question (1); the rest is misuse (2).
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return match ui::print(&error.render().ansi().to_string()) {
+            Ok(()) => ExitCode::from(1),
+            Err(error) => ExitCode::from(error.kind().exit_code()),
+        };
+    }
+    // A closed pipe is the only way this fails, and nobody is left to tell.
+    drop(error.print());
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}

@@ -1,0 +1,172 @@
+//! Words on standard output and standard error. Colours reach terminals only, and none with `NO_COLOR`.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use jiff::{Timestamp, Unit};
+use serde::Serialize;
+
+use crate::error::{CliError, Kind};
+
+pub(crate) const RED: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const GREEN: Style = AnsiColor::Green.on_default();
+pub(crate) const YELLOW: Style = AnsiColor::Yellow.on_default();
+pub(crate) const CYAN: Style = AnsiColor::Cyan.on_default();
+pub(crate) const BOLD: Style = Style::new().bold();
+
+/// Writes text, which ends with a newline if it should, to standard output.
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| output_error(&e))
+}
+
+/// Writes exact bytes to standard output.
+pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| output_error(&e))
+}
+
+/// Writes a value as indented JSON to standard output.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|e| CliError::failure("cannot write the answer as JSON").because(&e))?;
+    text.push('\n');
+    print_bytes(text.as_bytes())
+}
+
+/// A failure to write our output.
+pub(crate) fn output_error(error: &io::Error) -> CliError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => CliError::new(Kind::BrokenPipe, "nobody reads the output"),
+        _ => CliError::failure("cannot write the output").because(error),
+    }
+}
+
+/// Writes a warning to standard error.
+pub(crate) fn warn(text: &str) {
+    eprint(&format!("{YELLOW}warning{YELLOW:#}: {text}\n"));
+}
+
+/// Writes an error to standard error.
+pub(crate) fn report(error: &CliError) {
+    if !error.kind().is_silent() {
+        eprint(&render(error));
+    }
+}
+
+/// There is no way to report that reporting failed.
+fn eprint(text: &str) {
+    drop(anstream::stderr().lock().write_all(text.as_bytes()));
+}
+
+fn render(error: &CliError) -> String {
+    let mut text = format!("{RED}error{RED:#}: {}\n", error.message());
+    for (label, lines) in [("cause", error.causes()), ("hint", error.hints())] {
+        for line in lines {
+            // Further lines of a text are aligned below its first.
+            let line = line.trim_end().replace('\n', &format!("\n{}", " ".repeat(label.len() + 4)));
+            let _ = writeln!(text, "  {BOLD}{label}{BOLD:#}: {line}");
+        }
+    }
+    text
+}
+
+/// Rows below a header, columns as wide as their widest cell.
+pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = header.map(|cell| cell.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let mut line = String::new();
+        for (cell, width) in cells.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        line.truncate(line.trim_end().len());
+        line.push('\n');
+        line
+    };
+    let mut text = line(header);
+    text.extend(rows.iter().map(|row| line(std::array::from_fn(|i| row[i].as_str()))));
+    text
+}
+
+/// `label: value` lines with aligned values.
+pub(crate) fn fields(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(label, _)| label.len() + 1).max().unwrap_or(0);
+    let mut text = String::new();
+    for (label, value) in fields {
+        let _ = writeln!(text, "{:width$} {value}", format!("{label}:"));
+    }
+    text
+}
+
+/// A time with the precision that people need.
+pub(crate) fn time(time: Timestamp) -> String {
+    time.round(Unit::Second).unwrap_or(time).to_string()
+}
+
+/// A command line as people would type it.
+pub(crate) fn command_line(command: &[String]) -> String {
+    let quoted = command.iter().map(|word| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// A duration as users write it.
+pub(crate) fn in_words(duration: Duration) -> String {
+    if duration.subsec_millis() == 0 {
+        format!("{} s", duration.as_secs())
+    } else {
+        format!("{} ms", duration.as_millis())
+    }
+}
+
+/// A number of bytes with a binary unit.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut tenths = bytes * 10 / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_needed_and_lines_end_at_their_text() {
+        let rows = [["a".to_owned(), "-".to_owned()], ["longer".to_owned(), "x".to_owned()]];
+        assert_eq!(table(["ID", "B"], &rows), "ID      B\na       -\nlonger  x\n");
+    }
+
+    #[test]
+    fn sizes_have_the_largest_unit_that_fits() {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn command_lines_can_be_pasted_into_a_shell() {
+        let command = ["sh", "-c", "echo it's", ""].map(str::to_owned);
+        assert_eq!(command_line(&command), r"sh -c 'echo it'\''s' ''");
+    }
+}
