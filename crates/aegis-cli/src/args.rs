@@ -162,11 +162,14 @@ pub(crate) struct Target {
     pub(crate) target: String,
 }
 
+/// What describes a new instance makes no sense for one that is there.
+const OPTIONS: [&str; 7] = ["command", "name", "image", "memory", "cpus", "env", "workdir"];
+
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").args(["target", "name", "command"]).multiple(true).required(true))]
 pub(crate) struct Start {
     /// Name or id of a stopped instance
-    #[arg(value_name = "INSTANCE", conflicts_with_all = ["command", "name"])]
+    #[arg(value_name = "INSTANCE", conflicts_with_all = OPTIONS)]
     pub(crate) target: Option<String>,
     #[command(flatten)]
     pub(crate) options: InstanceOptions,
@@ -262,7 +265,7 @@ fn cpus(text: &str) -> Result<Vcpus, String> {
 
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        None => Err("write it as K=V; values cannot be looked up by name in this version".to_owned()),
+        None => Err("use K=V; secrets are not available in this version".to_owned()),
         Some(("", _)) => Err("the name before `=` is empty".to_owned()),
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
     }

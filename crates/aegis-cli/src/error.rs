@@ -103,11 +103,6 @@ impl CliError {
         self.kind
     }
 
-    pub(crate) fn with_kind(mut self, kind: Kind) -> Self {
-        self.kind = kind;
-        self
-    }
-
     pub(crate) fn message(&self) -> &str {
         &self.message
     }

@@ -22,7 +22,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::Cli;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -53,13 +53,14 @@ fn run(cli: Cli) -> Result<u8, CliError> {
 
 /// Help and version are answers; a group without subcommand is a question (1); the rest is misuse (2).
 fn usage(error: &clap::Error) -> ExitCode {
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return match ui::print(&error.render().ansi().to_string()) {
-            Ok(()) => ExitCode::from(1),
-            Err(error) => ExitCode::from(error.kind().exit_code()),
-        };
-    }
-    // A closed pipe is the only way this fails, and nobody is left to tell.
-    drop(error.print());
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    let text = error.render().ansi().to_string();
+    let (code, printed) = match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => (0, ui::print(&text)),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => (1, ui::print(&text)),
+        _ => {
+            ui::eprint(&text);
+            (Kind::Usage.exit_code(), Ok(()))
+        }
+    };
+    ExitCode::from(printed.map_or_else(|error| error.kind().exit_code(), |()| code))
 }

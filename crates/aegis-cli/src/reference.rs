@@ -22,7 +22,7 @@ fn reference() -> String {
 fn section(command: &Command, text: &mut String) {
     let mut own = command.clone();
     let path = own.get_bin_name().unwrap_or_else(|| own.get_name()).to_owned();
-    let help = own.render_long_help().to_string();
+    let help = own.render_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();
     let _ = write!(text, "\n## {path}\n\n```text\n{}\n```\n", help.join("\n").trim());
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {

@@ -8,43 +8,38 @@ use crate::error::{CliError, Kind};
 
 /// Listens for `SIGINT`, `SIGTERM` and `SIGHUP`.
 pub(crate) struct Signals {
-    interrupt: Option<Signal>,
-    terminate: Option<Signal>,
+    interrupt: Signal,
+    terminate: Signal,
     hangup: Option<Signal>,
 }
 
 impl Signals {
-    /// From now on these signals no longer end the process. One that our parent told us to ignore, as `nohup`
-    /// does, stays ignored.
+    /// From now on these signals no longer end the process. A hang-up that `nohup` told us to ignore stays ignored.
+    /// An interrupt does not: shells ignore it for what scripts start in the background, and yet somebody who sends
+    /// it means us.
     pub(crate) fn listen() -> Result<Self, CliError> {
-        let ignored = ignored();
-        let listen = |kind: SignalKind| -> io::Result<Option<Signal>> {
-            let is_ignored = ignored >> (kind.as_raw_value() - 1) & 1 == 1;
-            if is_ignored { Ok(None) } else { signal(kind).map(Some) }
+        let listen = || {
+            let hangup =
+                if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
+            let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+            Ok(Self { interrupt: signal(interrupt)?, terminate: signal(terminate)?, hangup })
         };
-        let all = || {
-            Ok(Self {
-                interrupt: listen(SignalKind::interrupt())?,
-                terminate: listen(SignalKind::terminate())?,
-                hangup: listen(SignalKind::hangup())?,
-            })
-        };
-        all().map_err(|e: io::Error| CliError::failure("cannot listen for signals").because(&e))
+        listen().map_err(|e: io::Error| CliError::failure("cannot listen for signals").because(&e))
     }
 
     /// The next signal, as the error that ends the command. Cancel safe.
     pub(crate) async fn next(&mut self) -> CliError {
         let kind = tokio::select! {
-            () = arrival(&mut self.interrupt) => SignalKind::interrupt(),
-            () = arrival(&mut self.terminate) => SignalKind::terminate(),
-            () = arrival(&mut self.hangup) => SignalKind::hangup(),
+            () = arrival(Some(&mut self.interrupt)) => SignalKind::interrupt(),
+            () = arrival(Some(&mut self.terminate)) => SignalKind::terminate(),
+            () = arrival(self.hangup.as_mut()) => SignalKind::hangup(),
         };
         let number = u8::try_from(kind.as_raw_value()).expect("these signals have small numbers");
         CliError::new(Kind::Signal(number), "ended by a signal")
     }
 }
 
-async fn arrival(signal: &mut Option<Signal>) {
+async fn arrival(signal: Option<&mut Signal>) {
     if let Some(signal) = signal
         && signal.recv().await.is_some()
     {
@@ -53,9 +48,11 @@ async fn arrival(signal: &mut Option<Signal>) {
     std::future::pending().await
 }
 
-/// Bit N - 1 says that signal N is ignored. Nothing counts as ignored where the system does not say.
-fn ignored() -> u64 {
+/// Where the system does not say, nothing is ignored.
+fn is_ignored(kind: SignalKind) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    // Bit N - 1 stands for signal N.
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
 }

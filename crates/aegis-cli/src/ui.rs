@@ -56,8 +56,8 @@ pub(crate) fn report(error: &CliError) {
     }
 }
 
-/// There is no way to report that reporting failed.
-fn eprint(text: &str) {
+/// Writes text to standard error. There is no way to report that reporting failed.
+pub(crate) fn eprint(text: &str) {
     drop(anstream::stderr().lock().write_all(text.as_bytes()));
 }
 

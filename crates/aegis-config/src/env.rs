@@ -5,36 +5,47 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Home directory of AegisVM: socket, registry, images, logs. Default `~/.aegis`.
-pub const HOME: &str = "AEGIS_HOME";
-/// Log filter of the daemon, such as `info` or `aegisd=debug`.
-pub const LOG: &str = "AEGIS_LOG";
-/// Guest kernel.
-pub const KERNEL: &str = "AEGIS_KERNEL";
-/// Guest initramfs.
-pub const INITRAMFS: &str = "AEGIS_INITRAMFS";
-/// Image `base`.
-pub const BASE_IMAGE: &str = "AEGIS_BASE_IMAGE";
-/// Empty file system from which the disks of instances are copied.
-pub const DISK_TEMPLATE: &str = "AEGIS_DISK_TEMPLATE";
-/// QEMU program.
-pub const QEMU: &str = "AEGIS_QEMU";
-/// Program `aegis-vmm-worker`.
-pub const WORKER: &str = "AEGIS_WORKER";
-/// Program `aegisd`.
-pub const DAEMON: &str = "AEGIS_DAEMON";
-/// Program `aegis-bench`.
-pub const BENCH: &str = "AEGIS_BENCH";
-/// Accelerator: `auto`, `kvm`, `hvf` or `tcg`.
-pub const ACCEL: &str = "AEGIS_ACCEL";
-/// Memory of instances that ask for none, in MiB.
-pub const DEFAULT_MEMORY_MB: &str = "AEGIS_DEFAULT_MEMORY_MB";
-/// Virtual CPUs of instances that ask for none.
-pub const DEFAULT_CPUS: &str = "AEGIS_DEFAULT_CPUS";
-/// Image of instances that ask for none.
-pub const DEFAULT_IMAGE: &str = "AEGIS_DEFAULT_IMAGE";
-/// How long a boot may take, such as `60s`.
-pub const BOOT_TIMEOUT: &str = "AEGIS_BOOT_TIMEOUT";
+macro_rules! variables {
+    ($($(#[doc = $doc:literal])+ $name:ident = $value:literal,)+) => {
+        $($(#[doc = $doc])+ pub const $name: &str = $value;)+
+
+        /// Every variable with its description, for the reference.
+        pub const ALL: &[(&str, &str)] = &[$(($value, concat!($($doc),+))),+];
+    };
+}
+
+variables! {
+    /// Home directory of AegisVM: socket, registry, images, logs. Default `~/.aegis`.
+    HOME = "AEGIS_HOME",
+    /// Log filter of the daemon, such as `info` or `aegisd=debug`.
+    LOG = "AEGIS_LOG",
+    /// Guest kernel.
+    KERNEL = "AEGIS_KERNEL",
+    /// Guest initramfs.
+    INITRAMFS = "AEGIS_INITRAMFS",
+    /// Image `base`.
+    BASE_IMAGE = "AEGIS_BASE_IMAGE",
+    /// Empty file system from which the disks of instances are copied.
+    DISK_TEMPLATE = "AEGIS_DISK_TEMPLATE",
+    /// QEMU program.
+    QEMU = "AEGIS_QEMU",
+    /// Program `aegis-vmm-worker`.
+    WORKER = "AEGIS_WORKER",
+    /// Program `aegisd`.
+    DAEMON = "AEGIS_DAEMON",
+    /// Program `aegis-bench`.
+    BENCH = "AEGIS_BENCH",
+    /// Accelerator: `auto`, `kvm`, `hvf` or `tcg`.
+    ACCEL = "AEGIS_ACCEL",
+    /// Memory of instances that ask for none, in MiB.
+    DEFAULT_MEMORY_MB = "AEGIS_DEFAULT_MEMORY_MB",
+    /// Virtual CPUs of instances that ask for none.
+    DEFAULT_CPUS = "AEGIS_DEFAULT_CPUS",
+    /// Image of instances that ask for none.
+    DEFAULT_IMAGE = "AEGIS_DEFAULT_IMAGE",
+    /// How long a boot may take, such as `60s`.
+    BOOT_TIMEOUT = "AEGIS_BOOT_TIMEOUT",
+}
 
 /// The user's home directory, for the default of [`HOME`].
 pub(crate) const USER_HOME: &str = "HOME";

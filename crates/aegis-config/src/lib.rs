@@ -7,6 +7,8 @@
 mod asset;
 pub mod env;
 mod home;
+#[cfg(test)]
+mod reference;
 mod settings;
 
 pub use asset::{Asset, Located, NotFound, Origin, locate, locate_in};

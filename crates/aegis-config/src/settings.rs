@@ -187,6 +187,17 @@ struct File {
     log: Option<String>,
 }
 
+/// Keys of the file: name, environment variable of the same meaning, an example, which is the default.
+#[cfg(test)]
+pub(crate) const KEYS: [(&str, &str, &str); 6] = [
+    ("default_memory_mb", env::DEFAULT_MEMORY_MB, "512"),
+    ("default_cpus", env::DEFAULT_CPUS, "1"),
+    ("default_image", env::DEFAULT_IMAGE, "\"base\""),
+    ("accelerator", env::ACCEL, "\"auto\""),
+    ("boot_timeout", env::BOOT_TIMEOUT, "\"60s\""),
+    ("log", env::LOG, "\"info\""),
+];
+
 fn from_text<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<AcceleratorSetting>, D::Error> {
     String::deserialize(d)?.parse().map(Some).map_err(serde::de::Error::custom)
 }

@@ -40,7 +40,12 @@ const KERNEL_MOUNTS: &[Mount<'static>] = &[
 
 /// What programs expect, on the final root.
 const ROOT_MOUNTS: &[Mount<'static>] = &[
-    mount("devpts", "/dev/pts", MountFlags::NOSUID.union(MountFlags::NOEXEC), "newinstance,ptmxmode=666,mode=620,gid=5"),
+    mount(
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        "newinstance,ptmxmode=666,mode=620,gid=5",
+    ),
     mount("tmpfs", "/dev/shm", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=1777"),
     mount("tmpfs", "/tmp", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=1777"),
     mount("tmpfs", "/run", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=0755"),
@@ -72,15 +77,15 @@ const fn mount(
 pub(crate) enum RootError {
     #[error("no disk has the serial number `{0}`")]
     NoDisk(&'static str),
-    #[error("cannot look for disks: {0}")]
+    #[error("cannot look for disks")]
     Disks(#[source] io::Error),
-    #[error("cannot mount {what}: {error}")]
+    #[error("cannot mount {what}")]
     Mount {
         what: &'static str,
         #[source]
         error: io::Error,
     },
-    #[error("cannot switch to the root file system: {0}")]
+    #[error("cannot switch to the root file system")]
     Switch(#[source] io::Error),
 }
 
@@ -130,7 +135,10 @@ pub(crate) fn prepare_root(sys: &dyn Sys, modules: &[PathBuf]) -> Result<(), Roo
     let lower = wait_for_disk(sys, ROOT_SERIAL)?;
     let upper = wait_for_disk(sys, UPPER_SERIAL)?;
     for (what, mount) in [
-        ("the read-only root disk", Mount { source: &lower, ..mount("erofs", LOWER, MountFlags::RDONLY, "") }),
+        (
+            "the read-only root disk",
+            Mount { source: &lower, ..mount("erofs", LOWER, MountFlags::RDONLY, "") },
+        ),
         ("the writable root disk", Mount { source: &upper, ..mount("ext4", UPPER, MountFlags::NOATIME, "") }),
         ("the root file system", mount("overlay", NEW_ROOT, MountFlags::NOATIME, OVERLAY_OPTIONS)),
     ] {

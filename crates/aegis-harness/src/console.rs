@@ -79,7 +79,9 @@ impl Subscriber for Console {
     fn exit(&self, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let Some(left_out) = self.rate.lock().expect("no panic while held").admit(Instant::now()) else { return };
+        let Some(left_out) = self.rate.lock().expect("no panic while held").admit(Instant::now()) else {
+            return;
+        };
         if left_out > 0 {
             write(&format!("{left_out} lines were left out"));
         }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_link::rpc::Handler;
-use aegis_proto::control::{CLOCK_SET, ClockSet, PARK, RUN, Run, SHUTDOWN, STATUS, Shutdown, Started, Status};
+use aegis_proto::control::{
+    CLOCK_SET, ClockSet, PARK, RUN, Run, SHUTDOWN, STATUS, Shutdown, Started, Status,
+};
 use aegis_proto::jsonrpc::{FAILED, METHOD_NOT_FOUND, RpcError, parse_params};
 use async_trait::async_trait;
 use serde_json::{Value, to_value};
 
 use crate::VERSION;
 use crate::harness::Core;
-use crate::primary::{Primary, RunError};
+use crate::primary::RunError;
 
 pub(crate) struct Control(pub(crate) Arc<Core>);
 
@@ -23,7 +25,8 @@ impl Handler for Control {
             RUN => run(core, parse_params(params)?).await,
             STATUS => {
                 let (primary_pid, primary_exit) = core.primary.status();
-                to_value(Status { version: VERSION.to_owned(), primary_pid, primary_exit }).map_err(RpcError::failed)
+                to_value(Status { version: VERSION.to_owned(), primary_pid, primary_exit })
+                    .map_err(RpcError::failed)
             }
             CLOCK_SET => {
                 let ClockSet { time_unix_ns } = parse_params(params)?;
@@ -59,6 +62,10 @@ async fn run(core: &Arc<Core>, run: Run) -> Result<Value, RpcError> {
         };
         RpcError { code: FAILED, message: error.to_string(), data }
     })?;
-    core.tasks.spawn(Primary::keep(Arc::clone(&core.primary), output));
+    let (primary, delivery) = (Arc::clone(&core.primary), core.deliver());
+    core.tasks.spawn(async move {
+        primary.keep(output).await;
+        drop(delivery);
+    });
     to_value(Started { pid }).map_err(RpcError::failed)
 }

@@ -6,8 +6,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use aegis_link::frames::{FrameReader, write_frame};
 use aegis_link::Carrier;
+use aegis_link::frames::{FrameReader, write_frame};
 use aegis_proto::control::{StartFailure, StartFailureKind, Started};
 use aegis_proto::exec::{ExecEvent, ExecRequest, Start};
 use aegis_proto::logs::OutputStream;
@@ -38,7 +38,10 @@ pub(crate) async fn serve<S: Carrier>(core: Arc<Core>, stream: S) {
         Err(error) => return debug!("an exec stream broke: {error}"),
     };
     match launch_process(&core, &start).await {
-        Ok(started) => attend(&core, started, frames, writer).await,
+        Ok(started) => {
+            let _delivery = core.deliver();
+            attend(&core, started, frames, writer).await;
+        }
         Err(failure) => {
             // Whoever went away does not want to know.
             let _ = write_frame(&mut writer, &ExecEvent::Refused(failure).into_frame()).await;
@@ -48,7 +51,9 @@ pub(crate) async fn serve<S: Carrier>(core: Arc<Core>, stream: S) {
 }
 
 async fn launch_process(core: &Core, start: &Start) -> Result<reaper::Started, StartFailure> {
-    core.ready_to_start().await.map_err(|message| StartFailure { kind: StartFailureKind::Resources, message })?;
+    core.ready_to_start()
+        .await
+        .map_err(|message| StartFailure { kind: StartFailureKind::Resources, message })?;
     let environment = environment::overlay(&core.primary.environment(), &start.process.env);
     let launch = launch::prepare(&start.process, &environment, start.stdin)?;
     core.reaper
@@ -77,8 +82,12 @@ async fn send_output<W: AsyncWrite + Unpin>(mut output: Output, writer: &mut W, 
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let (event, last) = match output.next(&mut buffer).await {
-            OutputEvent::Data(OutputStream::Stdout, count) => (ExecEvent::Stdout(buffer[..count].to_vec()), false),
-            OutputEvent::Data(OutputStream::Stderr, count) => (ExecEvent::Stderr(buffer[..count].to_vec()), false),
+            OutputEvent::Data(OutputStream::Stdout, count) => {
+                (ExecEvent::Stdout(buffer[..count].to_vec()), false)
+            }
+            OutputEvent::Data(OutputStream::Stderr, count) => {
+                (ExecEvent::Stderr(buffer[..count].to_vec()), false)
+            }
             OutputEvent::Ended(status) => (ExecEvent::Exit(status), true),
         };
         if listening {
@@ -119,7 +128,9 @@ async fn receive_input<R: AsyncRead + Unpin>(
                         debug!("cannot send signal {signal} to {pid}: {error}");
                     }
                 }
-                Ok(ExecRequest::Start(_)) | Err(_) => return debug!("bad request on the stream of process {pid}"),
+                Ok(ExecRequest::Start(_)) | Err(_) => {
+                    return debug!("bad request on the stream of process {pid}");
+                }
             }
         }
     };

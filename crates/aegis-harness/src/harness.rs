@@ -10,6 +10,7 @@ use aegis_link::{Carrier, LinkError, Stream, rpc};
 use aegis_proto::GENERATION;
 use aegis_proto::hello::{Hello, Welcome};
 use aegis_proto::service::Service;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -17,6 +18,7 @@ use crate::control::Control;
 use crate::identity::{self, ApplyError, Identity};
 use crate::primary::Primary;
 use crate::reaper::Reaper;
+use crate::settle::Settled;
 use crate::sys::Sys;
 use crate::tasks::Tasks;
 use crate::{VERSION, boot, exec, shutdown};
@@ -49,9 +51,14 @@ pub enum SessionError {
 
 impl From<ApplyError> for SessionError {
     fn from(error: ApplyError) -> Self {
-        let source = std::error::Error::source(&error).map(|e| format!(": {e}")).unwrap_or_default();
-        Self::Greeting(format!("{error}{source}"))
+        Self::Greeting(with_causes(&error))
     }
+}
+
+/// An error as one line with everything that led to it.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// State of the root file system.
@@ -75,9 +82,33 @@ pub(crate) struct Core {
     identity: Mutex<Option<Identity>>,
     parked: AtomicBool,
     stopping: AtomicBool,
+    /// Processes whose output and end are still on their way.
+    delivering: watch::Sender<usize>,
+}
+
+/// Counts one process as long as it lives.
+pub(crate) struct Delivery(watch::Sender<usize>);
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Core {
+    /// Counts a process until the value is dropped.
+    pub(crate) fn deliver(&self) -> Delivery {
+        self.delivering.send_modify(|count| *count += 1);
+        Delivery(self.delivering.clone())
+    }
+
+    /// Waits until the output and the end of every process are with the host, as far as it reads them.
+    pub(crate) async fn delivered(&self) {
+        // The sender is a field of `self`.
+        let _ = self.delivering.subscribe().wait_for(|count| *count == 0).await;
+        self.primary.logs.delivered().await;
+    }
+
     /// Waits until processes can be started.
     ///
     /// # Errors
@@ -108,7 +139,7 @@ impl Core {
             return;
         }
         let core = Arc::clone(self);
-        self.tasks.spawn(async move { shutdown::shut_down(&*core.sys, &core.reaper, grace).await });
+        self.tasks.spawn(async move { shutdown::shut_down(&core, grace).await });
     }
 
     /// Begins to prepare the root unless that happened already.
@@ -129,8 +160,8 @@ impl Core {
             let prepared = tokio::task::spawn_blocking(move || boot::prepare_root(&*sys, &modules)).await;
             let state = match prepared {
                 Ok(Ok(())) => Root::Ready,
-                Ok(Err(error)) => Root::Failed(error.to_string()),
-                Err(error) => Root::Failed(error.to_string()),
+                Ok(Err(error)) => Root::Failed(with_causes(&error)),
+                Err(error) => Root::Failed(with_causes(&error)),
             };
             if let Root::Failed(why) = &state {
                 warn!("no root file system: {why}");
@@ -200,6 +231,7 @@ impl Harness {
             identity: Mutex::default(),
             parked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            delivering: watch::Sender::new(0),
         });
         let reaping = Arc::clone(&core);
         core.tasks.spawn(async move { reaping.reaper.run().await });
@@ -224,6 +256,7 @@ impl Harness {
     async fn session<C: Carrier>(&self, mut carrier: C) -> Result<(), SessionError> {
         let core = &self.core;
         if core.parked.load(Ordering::Relaxed) {
+            end_line(&mut carrier).await?;
             send_parked(&mut carrier).await.map_err(LinkError::Io)?;
         }
         let mut hello = receive_hello(&mut carrier).await?;
@@ -235,7 +268,8 @@ impl Harness {
             version: VERSION.to_owned(),
             boottime_ns: u64::try_from(core.sys.boot_time().as_nanos()).unwrap_or(u64::MAX),
         };
-        let mut link = GuestLink::welcome(carrier, welcome).await?;
+        end_line(&mut carrier).await?;
+        let mut link = GuestLink::welcome(Settled::new(carrier), welcome).await?;
         core.prepare_root();
         while let Some(incoming) = link.accept().await {
             core.tasks.spawn(Arc::clone(core).offer(incoming));
@@ -248,6 +282,12 @@ impl Harness {
     pub fn shut_down(&self) {
         self.core.begin_shutdown(shutdown::GRACE_DEFAULT);
     }
+}
+
+/// Ends whatever the multiplexer of an earlier session left in the pipe to the host, so that the host sees the
+/// next greeting as a line of its own.
+async fn end_line<C: Carrier>(carrier: &mut C) -> Result<(), LinkError> {
+    Ok(carrier.write_all(b"\n").await?)
 }
 
 impl Drop for Harness {

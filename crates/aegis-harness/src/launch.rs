@@ -17,7 +17,11 @@ const WORKDIR_DEFAULT: &str = "/";
 ///
 /// # Errors
 /// [`StartFailure`] when the process could not run.
-pub(crate) fn prepare(process: &Process, environment: &Environment, stdin: bool) -> Result<Launch, StartFailure> {
+pub(crate) fn prepare(
+    process: &Process,
+    environment: &Environment,
+    stdin: bool,
+) -> Result<Launch, StartFailure> {
     let name = process.command.first().map_or("", String::as_str);
     if name.is_empty() {
         return Err(failure(StartFailureKind::Invalid, "the command is empty"));
@@ -93,15 +97,16 @@ fn executable(program: &Path) -> Result<(), Errno> {
 }
 
 /// What a failed search or exec means to the caller.
-pub(crate) fn start_failure(name: &str, error: io::Error) -> StartFailure {
+fn start_failure(name: &str, error: io::Error) -> StartFailure {
     use StartFailureKind::{Invalid, NotExecutable, NotFound, Resources};
     let cannot = |kind, why: &str| failure(kind, format!("cannot run `{name}`: {why}"));
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => cannot(NotFound, "not found"),
         Some(Errno::ISDIR) => cannot(NotExecutable, "it is a directory"),
-        Some(Errno::NOEXEC) => {
-            cannot(NotExecutable, "it is neither a program for this machine nor a script that starts with `#!`")
-        }
+        Some(Errno::NOEXEC) => cannot(
+            NotExecutable,
+            "it is neither a program for this machine nor a script that starts with `#!`",
+        ),
         Some(Errno::ACCESS | Errno::PERM | Errno::TXTBSY | Errno::LOOP | Errno::LIBBAD) => {
             cannot(NotExecutable, &describe(error))
         }

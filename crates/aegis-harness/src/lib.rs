@@ -24,6 +24,7 @@ pub mod port;
 mod primary;
 mod reaper;
 mod ring;
+mod settle;
 mod shutdown;
 pub mod sys;
 mod tasks;

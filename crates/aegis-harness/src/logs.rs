@@ -46,7 +46,10 @@ struct Subscriber {
 
 /// What a subscriber does next.
 enum Next {
-    Send { batch: Vec<u8>, seq: u64 },
+    Send {
+        batch: Vec<u8>,
+        seq: u64,
+    },
     Wait,
     /// Everything was sent, the end included.
     Done,
@@ -56,8 +59,7 @@ enum Next {
 
 impl Logs {
     pub(crate) fn new() -> Self {
-        let state =
-            State { ring: LogRing::new(BOUNDS), exited: None, subscriber: None, subscriptions: 0 };
+        let state = State { ring: LogRing::new(BOUNDS), exited: None, subscriber: None, subscriptions: 0 };
         Self { state: Mutex::new(state), news: watch::Sender::new(0), taken: watch::Sender::new(0) }
     }
 
@@ -81,6 +83,21 @@ impl Logs {
     pub(crate) fn finish(&self, status: ExitStatus) {
         self.lock().exited = Some(status);
         self.announce();
+    }
+
+    /// Waits until the subscriber, if there is one, has the end of the primary, if there is one.
+    pub(crate) async fn delivered(&self) {
+        let mut taken = self.taken.subscribe();
+        loop {
+            {
+                let state = self.lock();
+                if state.subscriber.is_none() || state.exited.is_none() {
+                    return;
+                }
+            }
+            // The sender lives as long as `self`.
+            let _ = taken.changed().await;
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -174,7 +191,9 @@ impl Logs {
 
     fn next(&self, id: u64, exit_sent: &mut bool) -> Next {
         let state = self.lock();
-        let Some(subscriber) = state.subscriber.as_ref().filter(|s| s.id == id) else { return Next::Replaced };
+        let Some(subscriber) = state.subscriber.as_ref().filter(|s| s.id == id) else {
+            return Next::Replaced;
+        };
         let mut seq = subscriber.seq;
         let mut batch = Vec::new();
         while batch.len() < BATCH_BYTES

@@ -32,7 +32,11 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(stdout: OwnedFd, stderr: OwnedFd, exit: oneshot::Receiver<ExitStatus>) -> io::Result<Self> {
+    pub(crate) fn new(
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+        exit: oneshot::Receiver<ExitStatus>,
+    ) -> io::Result<Self> {
         Ok(Self { stdout: Pipe::new(stdout)?, stderr: Pipe::new(stderr)?, exit, ended: None })
     }
 

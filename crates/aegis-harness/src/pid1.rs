@@ -1,7 +1,8 @@
 //! The harness as PID 1 of a real machine.
 //!
 //! **Invariant:** [`main`] does not return there. The kernel panics when PID 1 ends, so even a bug in the harness
-//! ends in an orderly restart of the machine, which its VMM takes as the end.
+//! ends in an orderly restart of the machine, which its VMM takes as the end. The kernel's OOM killer spares PID 1
+//! by itself; an adjusted score would only be inherited by the processes it starts.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,7 +32,7 @@ const SESSION_RETRY: Duration = Duration::from_millis(20);
 /// Runs the harness. Returns only in a process that is not PID 1, where it does nothing.
 pub fn main() -> ExitCode {
     if std::process::id() != 1 {
-        console_free_refusal();
+        refuse();
         return ExitCode::from(2);
     }
     std::panic::set_hook(Box::new(|panic| {
@@ -51,7 +52,7 @@ pub fn main() -> ExitCode {
 }
 
 #[expect(clippy::print_stderr, reason = "somebody started the guest's PID 1 by hand")]
-fn console_free_refusal() {
+fn refuse() {
     eprintln!("aegis-harness {VERSION} is PID 1 of an AegisVM guest and does nothing elsewhere");
 }
 
@@ -123,7 +124,10 @@ async fn wait_for_port() -> PathBuf {
             return path;
         }
         if Instant::now() >= complaint {
-            warn!("there is still no port `{PORT_NAME}` in {}", Path::new("/sys/class/virtio-ports").display());
+            warn!(
+                "there is still no port `{PORT_NAME}` in {}",
+                Path::new("/sys/class/virtio-ports").display()
+            );
             complaint += PORT_COMPLAINT;
         }
         sleep(pause).await;

@@ -1,6 +1,6 @@
 //! The primary process: started once, its output kept in [`Logs`], its end remembered until the machine is gone.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use aegis_proto::control::{Process, StartFailure};
@@ -58,16 +58,16 @@ impl Primary {
         }
         let environment = environment::overlay(&environment::base(), &process.env);
         let launch = launch::prepare(process, &environment, false).map_err(RunError::Failed)?;
-        let started = reaper.start(&launch).map_err(|error| {
-            RunError::Failed(launch::exec_failure(&launch, &process.command[0], error))
-        })?;
+        let started = reaper
+            .start(&launch)
+            .map_err(|error| RunError::Failed(launch::exec_failure(&launch, &process.command[0], error)))?;
         state.pid = Some(started.pid);
         state.environment = Some(environment);
         Ok((started.pid, started.output))
     }
 
     /// Keeps the output until the process ended.
-    pub(crate) async fn keep(self: Arc<Self>, mut output: Output) {
+    pub(crate) async fn keep(&self, mut output: Output) {
         let mut buffer = vec![0; READ_BYTES];
         let mut cutters = [Cutter::new(OutputStream::Stdout), Cutter::new(OutputStream::Stderr)];
         let status = loop {

@@ -5,22 +5,26 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::reaper::Reaper;
+use crate::harness::Core;
 use crate::sys::Sys;
 
 /// Between SIGTERM and SIGKILL when nobody says otherwise.
 pub(crate) const GRACE_DEFAULT: Duration = Duration::from_secs(5);
 /// SIGKILL cannot be ignored, but a process in the middle of disk I/O dies only after it.
 const KILL_WAIT: Duration = Duration::from_secs(2);
-/// The answer to the call that began this leaves through tasks of their own, which run as soon as this one waits.
+/// What was handed to the link leaves through tasks of their own, which run as soon as this one waits: the answer to
+/// the call that began this, and the last output.
 const ANSWER_WAIT: Duration = Duration::from_millis(10);
+/// For the last output and the end of processes to reach a host that reads them.
+const DELIVERY_WAIT: Duration = Duration::from_secs(2);
 
 const SIGKILL: u8 = 9;
 const SIGTERM: u8 = 15;
 const SIGCONT: u8 = 18;
 
 /// Ends everything. Returns on a fake machine only.
-pub(crate) async fn shut_down(sys: &dyn Sys, reaper: &Reaper, grace: Duration) {
+pub(crate) async fn shut_down(core: &Core, grace: Duration) {
+    let (sys, reaper) = (&*core.sys, &core.reaper);
     sleep(ANSWER_WAIT).await;
     info!("shutting down");
     signal_all(sys, SIGTERM);
@@ -32,6 +36,10 @@ pub(crate) async fn shut_down(sys: &dyn Sys, reaper: &Reaper, grace: Duration) {
             warn!("processes are left after SIGKILL");
         }
     }
+    if timeout(DELIVERY_WAIT, core.delivered()).await.is_err() {
+        warn!("the host did not take the last output");
+    }
+    sleep(ANSWER_WAIT).await;
     sys.sync();
     if let Err(error) = sys.remount_read_only() {
         warn!("cannot make the disks read-only: {error}");

@@ -67,10 +67,10 @@ impl Driver {
         match event {
             Event::ProcessExited { .. } => self.last_active_at = Some(Timestamp::now()),
             // A VM that was adopted while it was paused: now its guest can be asked how far it is.
-            Event::ResumeDone { vm, outcome: Ok(()) } => {
-                if self.live.as_ref().is_some_and(|live| live.vm == *vm && live.session.is_none()) {
-                    self.attach();
-                }
+            Event::ResumeDone { vm, outcome: Ok(()) }
+                if self.live.as_ref().is_some_and(|live| live.vm == *vm && live.session.is_none()) =>
+            {
+                self.attach();
             }
             _ => {}
         }
@@ -129,7 +129,7 @@ impl Driver {
         let task = self.spawn(async move {
             session.run(origin).await;
             // Its last report is on its way: a worker that is gone may be reported now.
-            drop(talking);
+            std::mem::forget(talking);
         });
         if let Some(live) = &mut self.live {
             live.session = Some(task);

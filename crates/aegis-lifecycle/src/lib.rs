@@ -26,6 +26,8 @@ mod text;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use error::{CreateError, Denied, ExecError, ExecLost};
 pub use exec::{ExecEvents, ExecInput, ExecSession};

@@ -26,7 +26,9 @@ pub enum StoreError {
         reason: String,
     },
     /// A newer version wrote the file.
-    #[error("the registry has schema version {found}, this aegisd knows versions up to {known}: use the newer aegisd")]
+    #[error(
+        "the registry has schema version {found}, this aegisd knows versions up to {known}: use the newer aegisd"
+    )]
     NewerSchema {
         /// Version of the file.
         found: u32,

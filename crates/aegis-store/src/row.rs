@@ -66,7 +66,8 @@ const UPSERT: &str = "
 impl InstanceRow {
     pub(crate) fn save(&self, connection: &Connection) -> Result<(), StoreError> {
         let text = |value: Option<Timestamp>| value.map(|t| t.to_string());
-        let mut statement = connection.prepare_cached(UPSERT).map_err(StoreError::sqlite("save an instance"))?;
+        let mut statement =
+            connection.prepare_cached(UPSERT).map_err(StoreError::sqlite("save an instance"))?;
         let saved = statement.execute(named_params! {
             ":id": self.id.as_str(),
             ":handle": self.handle.as_ref().map(Handle::as_str),

@@ -31,7 +31,8 @@ pub(crate) const STEPS: &[&str] = &["
 pub(crate) fn migrate(connection: &mut Connection, steps: &[&str]) -> Result<(), StoreError> {
     let failed = StoreError::sqlite("migrate the registry");
     let known = u32::try_from(steps.len()).expect("there are few steps");
-    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
+    let found: u32 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
     if found > known {
         return Err(StoreError::NewerSchema { found, known });
     }

@@ -15,12 +15,16 @@ use crate::{InstanceRow, StoreError, schema};
 /// Calls that wait for the thread; the next caller waits to be let in.
 const QUEUE: usize = 64;
 
-type Work = Box<dyn FnOnce(&mut Connection) + Send>;
+enum Message {
+    Work(Box<dyn FnOnce(&mut Connection) + Send>),
+    /// Answered when the file is closed.
+    Close(oneshot::Sender<()>),
+}
 
 /// The registry. Clones share one connection; the thread ends when the last one is dropped.
 #[derive(Debug, Clone)]
 pub struct Store {
-    work: mpsc::Sender<Work>,
+    work: mpsc::Sender<Message>,
 }
 
 impl Store {
@@ -31,7 +35,8 @@ impl Store {
     pub fn open(path: &Path) -> Result<Store, StoreError> {
         let opened = |source| StoreError::Open { path: path.to_owned(), source };
         // SQLite gives the -wal and -shm files the mode of the database.
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         file.and_then(|file| file.set_permissions(Permissions::from_mode(0o600))).map_err(opened)?;
         let mut connection = connect(path)?;
         schema::migrate(&mut connection, schema::STEPS)?;
@@ -74,16 +79,25 @@ impl Store {
         .await
     }
 
+    /// Closes the file after what was asked for before, which folds its journal into it. Later calls fail.
+    pub async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.work.send(Message::Close(done)).await.is_ok() {
+            let _ = closed.await;
+        }
+    }
+
     /// Once begun, work is carried out even if the caller no longer waits for it.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let work: Work = Box::new(move |connection| {
+        let work = Box::new(move |connection: &mut Connection| {
+            // Nobody may wait for the answer any more.
             let _ = reply.send(work(connection));
         });
-        self.work.send(work).await.map_err(|_| StoreError::Closed)?;
+        self.work.send(Message::Work(work)).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 }
@@ -104,8 +118,15 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     if verdict == "ok" { Ok(connection) } else { Err(corrupt(verdict)) }
 }
 
-fn serve(mut connection: Connection, mut queue: mpsc::Receiver<Work>) {
-    while let Some(work) = queue.blocking_recv() {
-        work(&mut connection);
+fn serve(mut connection: Connection, mut queue: mpsc::Receiver<Message>) {
+    while let Some(message) = queue.blocking_recv() {
+        match message {
+            Message::Work(work) => work(&mut connection),
+            Message::Close(done) => {
+                drop(connection);
+                let _ = done.send(());
+                return;
+            }
+        }
     }
 }

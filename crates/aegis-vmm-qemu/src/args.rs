@@ -21,6 +21,8 @@ pub(crate) struct Fds {
 /// Arguments for this VM. `tsc_khz` is the rate of the host's time-stamp counter where the guest has to be told.
 pub(crate) fn arguments(spec: &VmSpec, fds: Fds, tsc_khz: Option<u64>) -> Vec<OsString> {
     let mut args = Arguments(Vec::new());
+    // First, so that people recognise the process.
+    args.option("-name", Some(spec.vm_id.as_str()));
     args.option("-no-user-config", None);
     args.option("-nodefaults", None);
     args.option("-display", Some("none"));

@@ -257,11 +257,11 @@ fn judge(
     match (status, shutdown) {
         (_, Some(Shutdown { guest: true, .. })) => VmExit::GuestShutdown,
         _ if killed => VmExit::Killed,
-        (_, Some(Shutdown { reason, .. })) => VmExit::Died(format!("QEMU was told to quit ({reason})")),
+        (_, Some(Shutdown { reason, .. })) => VmExit::Died(format!("it was told to quit ({reason})")),
         (Ok(status), None) if status.success() => VmExit::GuestShutdown,
-        (Ok(status), None) if errors.is_empty() => VmExit::Died(format!("QEMU ended with {status}")),
-        (Ok(status), None) => VmExit::Died(format!("QEMU ended with {status}: {}", errors.join("; "))),
-        (Err(e), None) => VmExit::Died(format!("QEMU could not be waited for: {e}")),
+        (Ok(status), None) if errors.is_empty() => VmExit::Died(status.to_string()),
+        (Ok(status), None) => VmExit::Died(format!("{status}: {}", errors.join("; "))),
+        (Err(e), None) => VmExit::Died(format!("it could not be waited for: {e}")),
     }
 }
 
@@ -280,11 +280,11 @@ mod tests {
         assert_eq!(judge(&Ok(ExitStatus::from_raw(9)), None, true, &[]), VmExit::Killed);
         assert_eq!(
             judge(&exited(0), by(false), false, &[]),
-            VmExit::Died("QEMU was told to quit (host-signal)".into())
+            VmExit::Died("it was told to quit (host-signal)".into())
         );
         assert_eq!(
             judge(&exited(1), None, false, &errors),
-            VmExit::Died("QEMU ended with exit status: 1: no such option".into())
+            VmExit::Died("exit status: 1: no such option".into())
         );
     }
 }

@@ -89,12 +89,12 @@ impl Driver {
 
     async fn boot(&mut self) -> Result<Live, Exited> {
         let attempts = self.config.boot_attempts.max(1);
-        for attempt in 1.. {
+        for attempt in 1..=attempts {
             let view = &self.view;
             let started = |pid| view.send_modify(|view| view.vmm_pid = pid);
             let stop = next_stop(&mut self.requests, "the VM is still booting");
             match boot::attempt(self.vmm.as_ref(), &self.config, started, stop).await {
-                Attempt::Up(up) => return Ok(self.ready(up, attempt)),
+                Attempt::Up(up) => return Ok(self.ready(up, attempt).await),
                 Attempt::Interrupted(stop) => {
                     answer(stop.reply);
                     self.boot_failed("it was stopped while it booted".to_owned(), Vec::new());
@@ -118,7 +118,7 @@ impl Driver {
         self.view.send_modify(|view| view.boot = Some(Err(BootFailure { message, console })));
     }
 
-    fn ready(&self, up: Up, attempts: u8) -> Live {
+    async fn ready(&self, up: Up, attempts: u8) -> Live {
         let ready = Ready {
             harness_version: up.welcome.version,
             generation: up.welcome.generation,
@@ -127,6 +127,9 @@ impl Driver {
         };
         tracing::info!(boot_ms = ready.boot_ms, attempts, "the VM is up");
         let mut live = Live { vm: up.vm, guest: Guest::default(), paused: false };
+        live.guest.set_link(Some(up.link.clone()));
+        // The time in the greeting is older than the kernel: it waited there for the guest to start.
+        set_clock(&mut live.guest).await;
         self.linked(&mut live, up.link);
         self.view.send_modify(|view| view.boot = Some(Ok(ready)));
         live
@@ -195,9 +198,7 @@ impl Driver {
                 respond(reply, Err(exited.message.clone()));
                 return Err(exited);
             }
-            if let Err(e) = live.guest.set_clock().await {
-                tracing::warn!("the guest's clock is behind: {}", message_of(&e));
-            }
+            set_clock(&mut live.guest).await;
             self.view.send_modify(|view| view.phase = Phase::Running);
         }
         respond(reply, Ok(()));
@@ -239,13 +240,13 @@ impl Driver {
                     return Ok(());
                 }
                 Ok(Err(e)) => {
-                    tracing::warn!(attempt, "the guest link is not back: {}", message_of(&e));
+                    tracing::debug!(attempt, "the guest link is not back: {}", message_of(&e));
                     tokio::select! {
                         exit = live.vm.exited() => return Err(gone(exit)),
                         () = sleep(RECONNECT_PAUSE) => {}
                     }
                 }
-                Err(_) => tracing::warn!(attempt, "the guest link is not back: no answer"),
+                Err(_) => tracing::debug!(attempt, "the guest link is not back: no answer"),
             }
         }
         reap(live.vm.as_ref()).await;
@@ -273,6 +274,13 @@ impl Driver {
         reap(live.vm.as_ref()).await;
         replies.into_iter().for_each(answer);
         stopped(message)
+    }
+}
+
+/// A guest with a wrong clock is better than none.
+async fn set_clock(guest: &mut Guest) {
+    if let Err(e) = guest.set_clock().await {
+        tracing::warn!("the guest's clock is behind: {}", message_of(&e));
     }
 }
 
@@ -341,7 +349,7 @@ fn gone(exit: VmExit) -> Exited {
             Exited { reason: ExitReason::GuestShutdown, message: "the guest switched itself off".to_owned() }
         }
         VmExit::Killed => Exited { reason: ExitReason::VmmDied, message: "the VMM was killed".to_owned() },
-        VmExit::Died(message) => Exited { reason: ExitReason::VmmDied, message },
+        VmExit::Died(why) => Exited { reason: ExitReason::VmmDied, message: format!("the VMM ended: {why}") },
     }
 }
 

@@ -127,7 +127,7 @@ async fn a_booted_guest_is_reported_to_every_client_at_any_time() {
     assert_eq!(second.call::<_, Ready>(WAIT_READY, &()).await.unwrap(), ready);
     assert_eq!(worker.phase().await, Phase::Running);
     worker.stop(1000).await.unwrap();
-    assert_eq!(worker.vmm.calls(), ["boot", "connect", "guest shutdown", "kill"]);
+    assert_eq!(worker.vmm.calls(), ["boot", "connect", "guest clock.set", "guest shutdown", "kill"]);
     assert_eq!(worker.ended().await.reason, ExitReason::Stopped);
 }
 
@@ -148,7 +148,7 @@ async fn the_guest_learns_who_it_is_before_anything_else() {
 async fn a_guest_that_does_not_answer_is_booted_once_more() {
     let worker = Worker::start_with_timeout([Guest::Silent, Guest::Normal], 2000).await;
     assert_eq!(worker.ready().await.attempts, 2);
-    assert_eq!(worker.vmm.calls(), ["boot", "connect", "kill", "boot", "connect"]);
+    assert_eq!(worker.vmm.calls(), ["boot", "connect", "kill", "boot", "connect", "guest clock.set"]);
     worker.stop(0).await.unwrap();
     worker.ended().await;
 }
@@ -206,7 +206,8 @@ async fn pause_and_resume_are_idempotent_and_set_the_clock_once() {
         worker.call(method).await.unwrap();
         assert_eq!(worker.phase().await, Phase::Running);
     }
-    let calls = ["boot", "connect", "pause", "pause", "resume", "guest clock.set", "resume"];
+    let calls =
+        ["boot", "connect", "guest clock.set", "pause", "pause", "resume", "guest clock.set", "resume"];
     assert_eq!(worker.vmm.calls(), calls);
     worker.stop(0).await.unwrap();
     worker.ended().await;
@@ -218,7 +219,10 @@ async fn a_paused_guest_is_resumed_to_stop_in_order() {
     worker.ready().await;
     worker.call(PAUSE).await.unwrap();
     worker.stop(1000).await.unwrap();
-    assert_eq!(worker.vmm.calls(), ["boot", "connect", "pause", "resume", "guest shutdown", "kill"]);
+    assert_eq!(
+        worker.vmm.calls(),
+        ["boot", "connect", "guest clock.set", "pause", "resume", "guest shutdown", "kill"]
+    );
     assert_eq!(worker.ended().await.message, "stopped in order");
 }
 
@@ -339,7 +343,7 @@ async fn a_dead_vmm_ends_the_worker_and_its_streams() {
     let (mut stream, _) = worker.stream("CONNECT 2\n").await;
     worker.vmm.exit(VmExit::Died("signal 9".into()));
     let exited = worker.ended().await;
-    assert_eq!(exited, Exited { reason: ExitReason::VmmDied, message: "signal 9".into() });
+    assert_eq!(exited, Exited { reason: ExitReason::VmmDied, message: "the VMM ended: signal 9".into() });
     let mut rest = Vec::new();
     // Ended or reset, but over.
     let _ = stream.read_to_end(&mut rest).await;

@@ -45,9 +45,10 @@ async fn examine(context: &Context) -> Report {
     checks.push(check);
     let settings = Settings::load(home);
     let wanted = settings.as_ref().map_or(AcceleratorSetting::Auto, |s| s.accelerator.value);
+    let expected = host::accelerator(wanted);
     checks.push(match &daemon {
-        Some(status) if status.accelerator.is_some() => decided(status),
-        _ => host::accelerator(wanted),
+        Some(status) if status.accelerator.is_some() => decided(status, expected),
+        _ => expected,
     });
     for (asset, label) in ASSETS {
         checks.push(check_asset(asset, label, home, daemon.as_ref()).await);
@@ -88,12 +89,13 @@ async fn daemon(context: &Context) -> (Check, Option<DaemonStatus>) {
     }
 }
 
-/// The daemon has tried.
-fn decided(status: &DaemonStatus) -> Check {
+/// The daemon knows which accelerator it is; what we expected may come with advice.
+fn decided(status: &DaemonStatus, expected: Check) -> Check {
     let name = status.accelerator.map(|a| a.to_string()).unwrap_or_default();
-    match &status.accelerator_reason {
-        None => Check::good("Accelerator", name),
-        Some(reason) => Check::slow("Accelerator", name, reason.clone()),
+    match (&status.accelerator_reason, expected.into_hint()) {
+        (Some(reason), Some(hint)) => Check::odd("Accelerator", name, reason.clone(), hint),
+        (Some(reason), None) => Check::good("Accelerator", format!("{name} ({reason})")),
+        (None, _) => Check::good("Accelerator", name),
     }
 }
 

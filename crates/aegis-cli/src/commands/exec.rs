@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aegis_api::{ExecDone, ExecRequest};
-use aegis_client::{ClientError, ExecEvent};
+use aegis_client::ExecEvent;
 
 use super::Context;
 use crate::args::Exec;
@@ -40,10 +40,10 @@ pub(crate) async fn run(context: &Context, args: Exec) -> Result<u8, CliError> {
                 output.write(entry.stream, &entry.bytes()).await.map_err(|e| ui::output_error(&e))?;
             }
             Ok(Some(ExecEvent::Done(done))) => break done,
-            Ok(None) => return Err(lost(target, ClientError::Protocol("no end".into()))),
+            Ok(None) => return Err(lost(target)),
             Err(error) => {
                 output.flush().await.map_err(|e| ui::output_error(&e))?;
-                return Err(lost(target, error));
+                return Err(lost(target).because(&error));
             }
         }
     };
@@ -58,20 +58,23 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn lost(target: &str, error: ClientError) -> CliError {
+fn lost(target: &str) -> CliError {
     CliError::new(Kind::VmFailed, format!("lost the command in instance `{target}`"))
-        .because(&error)
         .hint(format!("`aegis logs {target}` may show the rest of its output"))
 }
 
 /// What to say about a command that did not end by itself.
 fn failure(target: &str, request: &ExecRequest, done: &ExecDone) -> Option<CliError> {
-    let Some(cause) = &done.error else {
-        let timeout = request.timeout_ms.filter(|_| done.exit_code == 124)?;
-        let text = format!("the command did not end within {}", ui::in_words(Duration::from_millis(timeout)));
-        return Some(CliError::new(Kind::Timeout, text));
-    };
-    let program = request.command.first().map_or("", String::as_str);
-    let error = CliError::failure(format!("cannot run `{program}` in instance `{target}`"));
-    Some(error.cause(cause.clone()))
+    let timeout = request.timeout_ms.filter(|_| done.exit_code == Kind::Timeout.exit_code());
+    match (&done.error, timeout) {
+        (_, Some(ms)) => {
+            let limit = ui::in_words(Duration::from_millis(ms));
+            Some(CliError::failure(format!("the command did not end within {limit}")))
+        }
+        (Some(cause), None) if done.exit_code == Kind::VmFailed.exit_code() => {
+            Some(lost(target).cause(cause.clone()))
+        }
+        (Some(message), None) => Some(CliError::failure(message.clone())),
+        (None, None) => None,
+    }
 }

@@ -27,29 +27,31 @@ pub(crate) struct Context {
     pub(crate) client: Client,
 }
 
+impl Context {
+    fn open(home: Option<PathBuf>) -> Result<Self, CliError> {
+        let home = Home::resolve(home)?;
+        let client = Client::new(home.socket());
+        Ok(Self { home, client })
+    }
+}
+
 /// Runs a command; the number is the exit code.
 pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, CliError> {
-    // These work where there is no home.
+    // Not every command needs a home.
+    let context = || Context::open(home);
     match command {
-        Command::Completions { shell } => return completions::run(shell).map(|()| 0),
-        Command::Version => return ui::print(&version_line()).map(|()| 0),
-        _ => {}
-    }
-    let home = Home::resolve(home)?;
-    let client = Client::new(home.socket());
-    let context = Context { home, client };
-    match command {
-        Command::Up => lifetime::up(&context).await.map(|()| 0),
-        Command::Down => lifetime::down(&context).await.map(|()| 0),
-        Command::Status(format) => status::run(&context, format.json).await.map(|()| 0),
-        Command::Doctor(format) => doctor::run(&context, format.json).await,
-        Command::Run(args) => run::run(&context, args).await,
-        Command::Instance { command } => instance::run(&context, command).await,
-        Command::Exec(args) => exec::run(&context, args).await,
-        Command::Logs(args) => logs::run(&context, args).await.map(|()| 0),
-        Command::Image { command } => image::run(&context, command).await.map(|()| 0),
-        Command::Bench { args } => Err(bench::run(&context, args)),
-        Command::Completions { .. } | Command::Version => unreachable!("handled above"),
+        Command::Up => lifetime::up(&context()?).await.map(|()| 0),
+        Command::Down => lifetime::down(&context()?).await.map(|()| 0),
+        Command::Status(format) => status::run(&context()?, format.json).await.map(|()| 0),
+        Command::Doctor(format) => doctor::run(&context()?, format.json).await,
+        Command::Run(args) => run::run(&context()?, args).await,
+        Command::Instance { command } => instance::run(&context()?, command).await,
+        Command::Exec(args) => exec::run(&context()?, args).await,
+        Command::Logs(args) => logs::run(&context()?, args).await.map(|()| 0),
+        Command::Image { command } => image::run(&context()?, command).await.map(|()| 0),
+        Command::Bench { args } => Err(bench::run(&context()?, args)),
+        Command::Completions { shell } => completions::run(shell).map(|()| 0),
+        Command::Version => ui::print(&version_line()).map(|()| 0),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `aegis run`: create, follow, delete.
 //!
 //! **Invariant:** once the create request was sent, every way out deletes the instance first: the end of the
-//! command, errors, signals, a closed pipe. Only a second signal while deleting gives up on that, and says so.
+//! command, errors, signals, a closed pipe. Only a second signal while deleting, or a daemon that is gone, leaves it
+//! behind, and that is said.
 
 mod attend;
 mod verdict;
@@ -36,11 +37,16 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
     let mut limits = Limits { signals, timeout: args.timeout, started: tokio::time::Instant::now() };
     let outcome = match interrupted {
         Some(signal) => Err(signal),
-        None => attend::attend(&context.client, &id, &request.command, &spinner, &mut limits).await,
+        None => attend::attend(&context.client, &id, &spinner, &mut limits).await,
     };
     spinner.clear();
+    // What happened comes before what became of the instance.
+    let code = outcome.unwrap_or_else(|error| {
+        ui::report(&error);
+        error.kind().exit_code()
+    });
     delete(&context.client, &id, &mut limits.signals).await;
-    outcome
+    Ok(code)
 }
 
 /// Sees to it that the daemon runs and that the name is free: an instance that is there must not be deleted.

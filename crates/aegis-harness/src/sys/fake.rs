@@ -20,7 +20,10 @@ use super::{Child, Launch, Mount, Reaped, Sys, linux};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the calls")]
 pub enum Call {
-    Mount { kind: String, target: String },
+    Mount {
+        kind: String,
+        target: String,
+    },
     LoadModule(String),
     SwitchRoot(String),
     LoopbackUp,

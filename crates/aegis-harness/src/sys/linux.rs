@@ -62,7 +62,9 @@ impl Sys for LinuxSys {
     fn switch_root(&self, new_root: &str, disks: &[&str]) -> io::Result<()> {
         let disks: Vec<OwnedFd> = disks
             .iter()
-            .map(|disk| rustix::fs::open(*disk, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))
+            .map(|disk| {
+                rustix::fs::open(*disk, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            })
             .collect::<Result<_, _>>()?;
         *self.disks.lock().expect("no panic while held") = disks;
         for name in ["dev", "proc", "sys"] {
@@ -133,7 +135,9 @@ impl Sys for LinuxSys {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    reaped.ended.extend(exit_status(status).map(|s| (pid.as_raw_nonzero().get().unsigned_abs(), s)));
+                    reaped
+                        .ended
+                        .extend(exit_status(status).map(|s| (pid.as_raw_nonzero().get().unsigned_abs(), s)));
                 }
                 Ok(None) => return reaped,
                 Err(Errno::INTR) => {}

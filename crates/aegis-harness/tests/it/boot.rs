@@ -11,26 +11,38 @@ fn position(calls: &[Call], wanted: &Call) -> usize {
 }
 
 fn mounts(calls: &[Call]) -> Vec<&str> {
-    let target = |call| if let &Call::Mount { ref target, .. } = call { Some(target.as_str()) } else { None };
+    let target = |call: &'_ Call| if let Call::Mount { target, .. } = call { Some(target.as_str()) } else { None };
     calls.iter().filter_map(target).collect()
 }
 
 #[tokio::test]
 async fn the_root_is_complete_before_a_process_runs() {
-    let vm = Vm::on(FakeSys::new().with_modules(&["virtio.ko", "virtio_console.ko", "virtio_blk.ko", "erofs.ko"]));
+    let vm =
+        Vm::on(FakeSys::new().with_modules(&["virtio.ko", "virtio_console.ko", "virtio_blk.ko", "erofs.ko"]));
     let host = vm.link().await;
     host.run(sh("true")).await.unwrap();
     let calls = vm.sys.calls();
     assert_eq!(
         mounts(&calls),
         [
-            "/dev", "/proc", "/sys", "/aegis/lower", "/aegis/upper", "/aegis/root", "/dev/pts", "/dev/shm", "/tmp",
-            "/run", "/sys/fs/cgroup", "/dev/mqueue"
+            "/dev",
+            "/proc",
+            "/sys",
+            "/aegis/lower",
+            "/aegis/upper",
+            "/aegis/root",
+            "/dev/pts",
+            "/dev/shm",
+            "/tmp",
+            "/run",
+            "/sys/fs/cgroup",
+            "/dev/mqueue"
         ]
     );
     let at = |call: Call| position(&calls, &call);
     let module = |name: &str| at(Call::LoadModule(format!("/modules/{name}")));
-    let mounted = |kind: &str, target: &str| at(Call::Mount { kind: kind.to_owned(), target: target.to_owned() });
+    let mounted =
+        |kind: &str, target: &str| at(Call::Mount { kind: kind.to_owned(), target: target.to_owned() });
     assert!(mounted("sysfs", "/sys") < module("virtio.ko"));
     assert!(module("virtio_console.ko") < module("virtio_blk.ko"));
     assert!(module("erofs.ko") < mounted("erofs", "/aegis/lower"));

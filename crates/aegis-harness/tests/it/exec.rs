@@ -96,7 +96,8 @@ async fn failed_starts_say_why() {
     std::fs::write(&lost, "#!/nonexistent/interpreter\n").unwrap();
     std::fs::set_permissions(&lost, std::fs::Permissions::from_mode(0o755)).unwrap();
     let (script, lost) = (script.to_str().unwrap(), lost.to_str().unwrap());
-    let at = |workdir: &str, command: &[&str]| Process { workdir: Some(workdir.to_owned()), ..process(command) };
+    let at =
+        |workdir: &str, command: &[&str]| Process { workdir: Some(workdir.to_owned()), ..process(command) };
     let vm = Vm::new();
     let host = vm.link().await;
     for (request, kind, code, word) in [

@@ -64,7 +64,9 @@ async fn the_program_is_looked_up_in_the_final_path() {
 async fn the_environment_is_the_base_with_the_request_over_it() {
     let vm = Vm::new();
     let host = vm.link().await;
-    host.run(sh_with("echo $HOME $TERM $PYTHONUNBUFFERED $ADDED", &[("TERM", "dumb"), ("ADDED", "x y")])).await.unwrap();
+    host.run(sh_with("echo $HOME $TERM $PYTHONUNBUFFERED $ADDED", &[("TERM", "dumb"), ("ADDED", "x y")]))
+        .await
+        .unwrap();
     let mut logs = host.logs(0).await;
     assert_eq!(logs.lines(1).await, ["/root dumb 1 x y"]);
     // Later processes start from the primary's environment.

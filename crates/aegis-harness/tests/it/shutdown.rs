@@ -19,7 +19,9 @@ fn last_calls(vm: &Vm) -> Vec<Call> {
 async fn processes_that_obey_get_no_sigkill() {
     let vm = Vm::new();
     let host = vm.link().await;
-    host.run(sh("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done")).await.unwrap();
+    host.run(sh("exec 2>/dev/null; trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"))
+        .await
+        .unwrap();
     let mut logs = host.logs(0).await;
     assert_eq!(logs.lines(1).await, ["up"]);
     shut_down(&host, 60_000).await;
@@ -47,6 +49,26 @@ async fn an_idle_machine_answers_before_it_goes() {
     let host = vm.link().await;
     shut_down(&host, 60_000).await;
     within(vm.sys.powered_off()).await;
+}
+
+#[tokio::test]
+async fn the_last_words_are_with_the_host_before_the_power_goes() {
+    let vm = Vm::new();
+    let host = vm.link().await;
+    host.run(sh("exec 2>/dev/null; trap 'head -c 5000000 /dev/zero | tr \\\\0 x; exit 6' TERM; echo up; while :; do sleep 0.05; done")).await.unwrap();
+    let mut logs = host.logs(0).await;
+    assert_eq!(logs.lines(1).await, ["up"]);
+    shut_down(&host, 60_000).await;
+    let off = vm.sys.powered_off();
+    tokio::pin!(off);
+    let read = async { logs.rest().await };
+    let (bytes, dropped, status) = tokio::select! {
+        biased;
+        () = &mut off => panic!("the power went before the end was told"),
+        rest = read => rest,
+    };
+    assert_eq!((bytes.len(), dropped, status.code), (5_000_000, 0, 6));
+    within(off).await;
 }
 
 #[tokio::test]

@@ -91,7 +91,9 @@ async fn a_handle_is_unique_and_its_absence_is_not() {
     }
     store.save(row(3)).await.unwrap();
     let twin = InstanceRow { handle: row(3).handle, ..row(4) };
-    assert!(matches!(store.save(twin).await, Err(StoreError::HandleTaken(h)) if Some(&h) == row(3).handle.as_ref()));
+    assert!(
+        matches!(store.save(twin).await, Err(StoreError::HandleTaken(h)) if Some(&h) == row(3).handle.as_ref())
+    );
     assert_eq!(store.load().await.unwrap().len(), 3);
 }
 
@@ -115,6 +117,18 @@ fn a_file_that_is_no_database_is_refused_and_kept() {
     fs::write(&path, &text).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Corrupt { .. })));
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[tokio::test]
+async fn closing_leaves_one_file_and_refuses_later_calls() {
+    let (dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    store.save(row(1)).await.unwrap();
+    store.close().await;
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(matches!(store.save(row(2)).await, Err(StoreError::Closed)));
+    store.close().await;
+    assert_eq!(loaded(&path).await, [row(1)]);
 }
 
 #[test]

@@ -81,3 +81,31 @@ fn delegated(cgroup: &Path) -> bool {
         matches!(rustix::fs::getxattr(cgroup, *name, &mut value), Ok(length) if value[..length] == *b"1")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use aegis_types::{Accelerator, Mib, Vcpus, VmId};
+
+    #[test]
+    fn the_limits_follow_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = VmSpec {
+            vm_id: VmId::from_random(1),
+            vmm_path: "/fake".into(),
+            accelerator: Accelerator::Tcg,
+            kernel: "/fake".into(),
+            initramfs: "/fake".into(),
+            memory: Mib::new(512).unwrap(),
+            vcpus: Vcpus::DEFAULT,
+            disks: Vec::new(),
+            runtime_dir: "/fake".into(),
+        };
+        let scope = Scope::make(dir.path(), dir.path().to_owned(), &vm).unwrap();
+        assert_eq!(scope.path(), dir.path().join("aegis-vm-0000000000000001"));
+        let limit = |name| fs::read_to_string(scope.path().join(name)).unwrap();
+        assert_eq!((limit("memory.max"), limit("pids.max")), ((768u64 << 20).to_string(), "512".to_owned()));
+        assert_eq!(limit("cgroup.procs"), "0");
+    }
+}

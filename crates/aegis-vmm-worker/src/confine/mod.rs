@@ -5,6 +5,7 @@
 //! All of them work without privileges. They apply to the calling thread and to what it starts later, so
 //! [`apply`] is called before any other thread exists.
 
+mod capabilities;
 mod cgroup;
 mod limits;
 mod paths;
@@ -21,6 +22,8 @@ pub fn apply(config: &WorkerConfig) -> (Confinement, Option<Scope>) {
     // First: joining a cgroup writes outside of what the other layers allow.
     let scope = Scope::enter(&config.vm);
     let no_new_privs = report("no_new_privs", rustix::thread::set_no_new_privs(true)).is_some();
+    // Not reported: whoever is no root has nothing to drop.
+    let _ = report("drop of capabilities", capabilities::drop_all());
     let landlock_abi = report("Landlock", paths::restrict(&config.vm, scope.as_ref())).unwrap_or(0);
     // Last: it takes away the system calls of the others.
     let seccomp = report("seccomp", seccomp::apply()).is_some();

@@ -31,33 +31,26 @@ pub(super) fn accelerator(wanted: AcceleratorSetting) -> Check {
 }
 
 fn kvm(device: Result<(), Errno>, cpu_can: bool) -> Check {
-    let slow = "tcg (software emulation)";
+    let slow =
+        |problem: &str, hint: &str| Check::odd("Accelerator", "tcg (software emulation)", problem, hint);
     match device {
-        Ok(()) => Check::good("Accelerator", "kvm"),
-        Err(Errno::ACCESS | Errno::PERM) => Check::odd(
-            "Accelerator",
-            slow,
+        // A device without such a CPU is emulated itself and does not run ordinary kernels.
+        _ if !cpu_can => slow(
+            "the CPU has no hardware virtualisation (neither vmx nor svm)",
+            "enable it in the firmware, or, in a VM, nested virtualisation on its host",
+        ),
+        Ok(()) => Check::good("Accelerator", "kvm, if the trial at the first start of a VM succeeds"),
+        Err(Errno::ACCESS | Errno::PERM) => slow(
             "no access to /dev/kvm",
             "add your user to the `kvm` group (`sudo usermod -aG kvm $USER`) and log in again",
         ),
-        Err(Errno::NOENT) if cpu_can => Check::odd(
-            "Accelerator",
-            slow,
+        Err(Errno::NOENT) => slow(
             "there is no /dev/kvm although the CPU can virtualise",
             "load the module: `sudo modprobe kvm_intel` or `sudo modprobe kvm_amd`",
         ),
-        Err(Errno::NOENT) => Check::odd(
-            "Accelerator",
-            slow,
-            "there is no /dev/kvm and the CPU offers no virtualisation",
-            "enable it in the firmware, or, in a VM, nested virtualisation on its host",
-        ),
-        Err(other) => Check::odd(
-            "Accelerator",
-            slow,
-            format!("cannot use /dev/kvm: {}", std::io::Error::from(other)),
-            "check the device",
-        ),
+        Err(other) => {
+            slow(&format!("cannot use /dev/kvm: {}", std::io::Error::from(other)), "check the device")
+        }
     }
 }
 
@@ -129,11 +122,12 @@ mod tests {
 
     #[test]
     fn each_obstacle_to_kvm_has_its_own_advice() {
-        assert!(json(&kvm(Ok(()), false)).contains(r#""value":"kvm""#));
+        assert!(json(&kvm(Ok(()), true)).contains(r#""level":"ok""#));
         for (errno, cpu_can, advice) in [
             (Errno::ACCESS, true, "usermod"),
             (Errno::NOENT, true, "modprobe"),
             (Errno::NOENT, false, "firmware"),
+            (Errno::ACCESS, false, "firmware"),
             (Errno::NODEV, true, "check the device"),
         ] {
             let text = json(&kvm(Err(errno), cpu_can));

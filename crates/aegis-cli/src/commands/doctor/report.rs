@@ -34,9 +34,9 @@ impl Check {
         Self { name, level: Level::Ok, value: value.into(), problem: None, hint: None }
     }
 
-    /// It works, slower than it could.
-    pub(super) fn slow(name: &'static str, value: impl Into<String>, reason: String) -> Self {
-        Self { name, level: Level::Warning, value: value.into(), problem: Some(reason), hint: None }
+    /// What to do about it.
+    pub(super) fn into_hint(self) -> Option<String> {
+        self.hint
     }
 
     /// It works, and something can be done about it.

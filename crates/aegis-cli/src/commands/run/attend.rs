@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use aegis_api::{ErrorCode, InstanceInfo, LogEntry, LogSource};
+use aegis_api::{ErrorCode, InstanceInfo, LogEntry, LogSource, LogStream};
 use aegis_client::{Client, ClientError, LogQuery};
 use aegis_types::{InstanceId, InstanceState};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -22,9 +22,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A stopped instance whose log says nothing for this long will say nothing more.
 const QUIET: Duration = Duration::from_millis(200);
 
+/// How the loop ended when nothing went wrong with it.
+enum End {
+    /// The log gave the exit code; an error right before it.
+    Exited(u8, Option<String>),
+    /// The instance has stopped.
+    Stopped(Box<InstanceInfo>),
+}
+
 /// What one turn of the loop saw.
 enum Turn {
-    Entry(Option<LogEntry>),
+    Entry(Result<Option<LogEntry>, ClientError>),
     Flushed,
     Look,
 }
@@ -33,7 +41,6 @@ enum Turn {
 pub(super) async fn attend(
     client: &Client,
     id: &InstanceId,
-    command: &[String],
     spinner: &Spinner,
     limits: &mut Limits,
 ) -> Result<u8, CliError> {
@@ -41,13 +48,15 @@ pub(super) async fn attend(
     let mut entries = limits.during(client.logs(id.as_str(), &query)).await??;
     let mut output = GuestOutput::new();
     let mut system = VecDeque::new();
+    // The last entry, when it was an error of AegisVM.
+    let mut failure = None;
     let mut stopped = false;
     let mut look = looks();
     let end = loop {
         let turn = tokio::select! {
             biased;
             end = limits.passed() => return Err(end),
-            entry = entries.next() => Turn::Entry(entry?),
+            entry = entries.next() => Turn::Entry(entry),
             flushed = output.flush(), if output.is_pending() => {
                 flushed.map_err(|e| ui::output_error(&e))?;
                 Turn::Flushed
@@ -56,9 +65,11 @@ pub(super) async fn attend(
         };
         match turn {
             Turn::Flushed => {}
-            Turn::Entry(None) => break Err(deleted(id)),
-            Turn::Entry(Some(entry)) => {
+            Turn::Entry(Err(error)) => break Err(error.into()),
+            Turn::Entry(Ok(None)) => break Err(deleted(id)),
+            Turn::Entry(Ok(Some(entry))) => {
                 stopped = false;
+                let failed = failure.take();
                 match entry.source {
                     LogSource::Server => {
                         spinner.clear();
@@ -67,12 +78,13 @@ pub(super) async fn attend(
                     }
                     LogSource::System => {
                         if let Some(code) = exit_line(&entry.line) {
-                            break Ok(Some(code));
+                            break Ok(End::Exited(code, failed));
                         }
                         spinner.say(&entry.line);
                         if system.len() == SYSTEM_LINES {
                             system.pop_front();
                         }
+                        failure = (entry.stream == LogStream::Stderr).then(|| entry.line.clone());
                         system.push_back(entry.line);
                         look.reset_immediately();
                     }
@@ -82,7 +94,7 @@ pub(super) async fn attend(
             Turn::Look => match limits.during(client.get(id.as_str())).await? {
                 Ok(info) if info.state == InstanceState::Stopped => {
                     if stopped {
-                        break Ok(None);
+                        break Ok(End::Stopped(Box::new(info)));
                     }
                     stopped = true;
                     look.reset_after(QUIET);
@@ -98,9 +110,10 @@ pub(super) async fn attend(
     };
     spinner.clear();
     limits.during(output.flush()).await?.map_err(|e| ui::output_error(&e))?;
-    let logged = end?;
-    let info: Option<InstanceInfo> = limits.during(client.get(id.as_str())).await?.ok();
-    verdict::verdict(command, logged, info.as_ref(), system.make_contiguous())
+    match end? {
+        End::Exited(code, failure) => verdict::ended(code, failure.as_deref()),
+        End::Stopped(info) => verdict::stopped(&info, system.make_contiguous()),
+    }
 }
 
 fn looks() -> Interval {

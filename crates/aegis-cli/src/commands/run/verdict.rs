@@ -8,27 +8,22 @@ use crate::error::{CliError, Kind};
 /// So many of the newest messages about the instance are shown when its VM failed.
 pub(super) const SYSTEM_LINES: usize = 20;
 
-/// The exit code of the command, or why there is none.
-///
-/// `logged` is the code that the log gives, `system` what AegisVM said in the log. The instance may be unknown or
-/// behind the log.
-pub(super) fn verdict(
-    command: &[String],
-    logged: Option<u8>,
-    info: Option<&InstanceInfo>,
-    system: &[String],
-) -> Result<u8, CliError> {
-    let code = info.and_then(|info| info.exit_code).or(logged);
-    let last_error = info.and_then(|info| info.last_error.as_deref());
-    if let Some(code) = code {
-        return match (code, last_error) {
-            (126, Some(cause)) => Err(not_run(Kind::NotExecutable, command, cause)),
-            (127, Some(cause)) => Err(not_run(Kind::CommandNotFound, command, cause)),
-            _ => Ok(code),
-        };
+/// The log said that the command ended with this code. `failure` is the error that came right before, which
+/// means that the command could not even be started.
+pub(super) fn ended(code: u8, failure: Option<&str>) -> Result<u8, CliError> {
+    match (code, failure) {
+        (126, Some(message)) => Err(CliError::new(Kind::NotExecutable, message)),
+        (127, Some(message)) => Err(CliError::new(Kind::CommandNotFound, message)),
+        _ => Ok(code),
     }
-    let reason = info.and_then(|info| info.stop_reason);
-    let text = match reason {
+}
+
+/// The instance stopped and the log does not say how the command ended. `system` is what AegisVM said last.
+pub(super) fn stopped(info: &InstanceInfo, system: &[String]) -> Result<u8, CliError> {
+    if let Some(code) = info.exit_code {
+        return Ok(code);
+    }
+    let text = match info.stop_reason {
         Some(StopReason::BootFailed) => "the VM did not come up",
         Some(StopReason::Requested | StopReason::Disabled) => {
             "the instance was stopped before its command ended"
@@ -40,26 +35,26 @@ pub(super) fn verdict(
         Some(StopReason::NeverStarted | StopReason::Exited) | None => "it is not known how the command ended",
     };
     let mut error = CliError::new(Kind::VmFailed, text);
+    let last_error = info.last_error.as_deref();
     if let Some(cause) = last_error {
         error = error.cause(cause);
     }
-    let news: Vec<&str> = system.iter().map(String::as_str).filter(|line| !says(last_error, line)).collect();
+    let (hints, lines): (Vec<&str>, Vec<&str>) =
+        system.iter().map(String::as_str).partition(|line| line.starts_with(HINT));
+    let news: Vec<&str> = lines.into_iter().filter(|line| !repeats(last_error, line)).collect();
     if !news.is_empty() {
         error = error.cause(news.join("\n"));
     }
-    Err(match reason {
-        Some(StopReason::BootFailed) => error.hint("`aegis doctor` checks what VMs need"),
-        _ => error,
-    })
+    if hints.is_empty() && info.stop_reason == Some(StopReason::BootFailed) {
+        error = error.hint("`aegis doctor` checks what VMs need");
+    }
+    Err(hints.into_iter().fold(error, |error, line| error.hint(&line[HINT.len()..])))
 }
 
-fn not_run(kind: Kind, command: &[String], cause: &str) -> CliError {
-    let program = command.first().map_or("", String::as_str);
-    CliError::new(kind, format!("cannot run `{program}`")).cause(cause)
-}
+const HINT: &str = "hint: ";
 
 /// The line adds nothing to the error.
-fn says(error: Option<&str>, line: &str) -> bool {
+fn repeats(error: Option<&str>, line: &str) -> bool {
     error.is_some_and(|error| line.strip_prefix("boot failed: ").unwrap_or(line) == error)
 }
 
@@ -76,31 +71,37 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
-    fn judge(logged: Option<u8>, info: Option<&InstanceInfo>) -> Result<u8, CliError> {
-        let system = ["boot failed: no kernel", "panic"].map(str::to_owned);
-        verdict(&["x".to_owned()], logged, info, &system)
+    fn lines(lines: &[&str]) -> Vec<String> {
+        lines.iter().map(|line| (*line).to_owned()).collect()
     }
 
     #[test]
-    fn the_log_is_enough_and_the_instance_is_preferred() {
-        assert_eq!(judge(Some(3), None), Ok(3));
-        assert_eq!(judge(Some(3), Some(&info(""))), Ok(3));
-        assert_eq!(judge(Some(3), Some(&info(r#","exit_code":4,"stop_reason":"exited""#))), Ok(4));
+    fn a_command_that_could_not_be_started_says_why() {
+        let error = ended(127, Some("cannot run `x`: not found")).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (Kind::CommandNotFound, "cannot run `x`: not found"));
+        assert_eq!(ended(126, Some("no")).unwrap_err().kind(), Kind::NotExecutable);
     }
 
     #[test]
-    fn a_command_that_could_not_be_run_says_why() {
-        let info = info(r#","exit_code":127,"stop_reason":"exited","last_error":"not in PATH""#);
-        let error = judge(Some(127), Some(&info)).unwrap_err();
-        assert_eq!((error.kind(), error.causes()), (Kind::CommandNotFound, &["not in PATH".to_owned()][..]));
-        assert_eq!(judge(Some(127), None), Ok(127));
+    fn a_command_that_was_started_has_its_own_code() {
+        assert_eq!(ended(127, None), Ok(127));
+        assert_eq!(ended(3, Some("something else")), Ok(3));
+        assert_eq!(stopped(&info(r#","exit_code":4,"stop_reason":"exited""#), &[]), Ok(4));
     }
 
     #[test]
     fn a_failed_boot_shows_the_error_once_and_the_console() {
         let info = info(r#","stop_reason":"boot_failed","last_error":"no kernel""#);
-        let error = judge(None, Some(&info)).unwrap_err();
+        let error = stopped(&info, &lines(&["boot failed: no kernel", "console: panic"])).unwrap_err();
         assert_eq!(error.kind(), Kind::VmFailed);
-        assert_eq!(error.causes(), ["no kernel", "panic"]);
+        assert_eq!(error.causes(), ["no kernel", "console: panic"]);
+        assert_eq!(error.hints(), ["`aegis doctor` checks what VMs need"]);
+    }
+
+    #[test]
+    fn hints_of_the_log_are_hints() {
+        let error =
+            stopped(&info(r#","stop_reason":"boot_failed""#), &lines(&["hint: do this"])).unwrap_err();
+        assert_eq!((error.causes(), error.hints()), (&[][..], &["do this".to_owned()][..]));
     }
 }

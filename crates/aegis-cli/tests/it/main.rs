@@ -1,0 +1,9 @@
+//! The program `aegis` as users see it, against scripted daemons in temporary homes.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod exec;
+mod fake;
+mod listing;
+mod run;
+mod up;
+mod usage;

@@ -1,0 +1,266 @@
+//! Help, misuse, and how errors look.
+
+use insta::assert_snapshot;
+
+use crate::fake::{Fake, Reply, ok, output, script};
+
+#[test]
+fn alone_it_shows_its_usage_and_fails() {
+    assert_snapshot!(Fake::absent().aegis(&[]), @r"
+    exit: 1
+    --- stdout
+    Runs commands in microVMs on this machine, without root
+
+    Usage: aegis [OPTIONS] [COMMAND]
+
+    Commands:
+      up           Start the daemon
+      down         Stop the daemon and all VMs
+      status       Show whether the daemon runs
+      doctor       Check the installation and say what to do about problems
+      run          Run a command in a new VM, then delete the VM
+      instance     Manage instances
+      exec         Run a command in an instance
+      logs         Show what an instance has written
+      image        Manage images
+      bench        Measure boot, run, exec, pause and resume
+      completions  Print a completion script for a shell
+      version      Print the version
+      help         Print this message or the help of the given subcommand(s)
+
+    Options:
+          --home <DIR>  Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
+      -v, --version     Print the version
+      -h, --help        Print help
+
+    Exit codes:
+      0      success; of `run` and `exec`: the exit code of the guest's command
+      1      error
+      2      the command line makes no sense
+      124    `--timeout` passed
+      125    the VM did not come up or was lost
+      126    the guest cannot execute the command
+      127    the guest has no such command
+      128+N  ended by signal N: the guest's command, or aegis itself (130 is Ctrl-C)
+    ");
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    let fake = Fake::absent();
+    for args in [&["--help"], &["-h"], &["help"]] {
+        assert_eq!(fake.output(args).status.code(), Some(0), "{args:?}");
+    }
+    for args in [&["--version"], &["-v"], &["-V"], &["version"]] {
+        assert_eq!(fake.aegis(args), "exit: 0\n--- stdout\naegis [VERSION]\n", "{args:?}");
+    }
+}
+
+#[test]
+fn help_of_run() {
+    assert_snapshot!(Fake::absent().aegis(&["run", "--help"]), @r"
+    exit: 0
+    --- stdout
+    Run a command in a new VM, then delete the VM
+
+    Usage: aegis run [OPTIONS] -- <COMMAND>...
+
+    Arguments:
+      <COMMAND>...  Program and arguments; no shell
+
+    Options:
+          --home <DIR>          Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
+          --name <NAME>         Name of the instance, unique; also its host name
+          --image <IMAGE>       Image
+          --memory <MB>         Memory in MiB
+          --cpus <N>            Virtual CPUs [alias: --vcpus]
+          --env <K=V>           Environment variable of the command; may be repeated
+          --workdir <DIR>       Working directory in the guest
+          --timeout <DURATION>  End the run after this time, such as 90s or 5m
+      -h, --help                Print help
+    ");
+}
+
+#[test]
+fn a_group_without_subcommand_shows_its_usage() {
+    assert_snapshot!(Fake::absent().aegis(&["instance"]), @r"
+    exit: 1
+    --- stdout
+    Manage instances
+
+    Usage: aegis instance [OPTIONS] <COMMAND>
+
+    Commands:
+      start    Start a new instance, or one that was stopped
+      stop     Stop the VM of an instance; it is woken when needed
+      restart  Stop an instance and start it again
+      list     List instances
+      info     Show everything about an instance
+      disable  Stop an instance and keep it from being woken
+      delete   Delete instances with everything in them
+      pause    Halt the CPUs of an instance
+      resume   Let a paused instance go on
+      prune    Delete instances that have been stopped for long
+      help     Print this message or the help of the given subcommand(s)
+
+    Options:
+          --home <DIR>  Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
+      -h, --help        Print help
+    ");
+}
+
+#[test]
+fn unknown_options_are_misuse() {
+    assert_snapshot!(Fake::absent().aegis(&["run", "--memroy", "5", "--", "true"]), @r"
+    exit: 2
+    --- stderr
+    error: unexpected argument '--memroy' found
+
+      tip: a similar argument exists: '--memory'
+      tip: to pass '--memroy' as a value, use '-- --memroy'
+
+    Usage: aegis run --memory <MB> -- <COMMAND>...
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn unknown_commands_are_misuse() {
+    assert_snapshot!(Fake::absent().aegis(&["instance", "strat"]), @r"
+    exit: 2
+    --- stderr
+    error: unrecognized subcommand 'strat'
+
+      tip: some similar subcommands exist: 'restart', 'start'
+
+    Usage: aegis instance [OPTIONS] <COMMAND>
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn a_command_needs_the_separator() {
+    assert_snapshot!(Fake::absent().aegis(&["run", "echo", "hi"]), @r"
+    exit: 2
+    --- stderr
+    error: unexpected argument 'echo' found
+
+    Usage: aegis run [OPTIONS] -- <COMMAND>...
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn values_are_checked_before_anything_happens() {
+    let fake = Fake::absent();
+    assert_snapshot!(fake.aegis(&["run", "--env", "KEY", "--", "x"]), @r"
+    exit: 2
+    --- stderr
+    error: invalid value 'KEY' for '--env <K=V>': use K=V; secrets are not available in this version
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(fake.aegis(&["run", "--memory", "5", "--", "x"]), @r"
+    exit: 2
+    --- stderr
+    error: invalid value '5' for '--memory <MB>': memory in MiB must be between 128 and 1048576, not 5
+
+    For more information, try '--help'.
+    ");
+    for args in [
+        &["run", "--cpus", "0", "--", "x"][..],
+        &["run", "--name", "a b", "--", "x"],
+        &["run", "--image", "A", "--", "x"],
+        &["run", "--timeout", "0s", "--", "x"],
+        &["run", "--workdir", "relative", "--", "x"],
+        &["run"],
+        &["exec", "web"],
+        &["instance", "start"],
+        &["instance", "start", "web", "--memory", "512"],
+        &["instance", "start", "web", "--", "x"],
+        &["instance", "delete"],
+        &["instance", "list", "--running", "--stopped"],
+        &["instance", "prune", "--stopped-older-than", "soon"],
+        &["logs", "web", "--since", "yesterday"],
+        &["logs", "web", "--console", "--follow"],
+        &["completions", "tcsh"],
+    ] {
+        assert_eq!(fake.output(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn without_a_daemon_the_error_says_how_to_start_it() {
+    assert_snapshot!(Fake::absent().aegis(&["instance", "list"]), @r"
+    exit: 1
+    --- stderr
+    error: aegisd is not running
+      cause: there is no socket at [HOME]/aegisd.sock
+      hint: start it with `aegis up`; `aegis doctor` checks the installation
+    ");
+}
+
+#[test]
+fn similar_names_are_offered() {
+    let list = r#"[{"id":"inst-1","handle":"web","state":"running","enabled":true,"command":["x"],
+        "image_ref":"base","created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}]"#;
+    let fake = Fake::start().on("GET /v1/instances", ok(list));
+    assert_snapshot!(fake.aegis(&["instance", "info", "wbe"]), @r"
+    exit: 1
+    --- stderr
+    error: no instance named `wbe`
+      hint: did you mean `web`?
+    ");
+    assert_snapshot!(fake.aegis(&["exec", "mail", "--", "true"]), @r"
+    exit: 1
+    --- stderr
+    error: no instance named `mail`
+      hint: `aegis instance list` shows all instances
+    ");
+}
+
+#[test]
+fn refusals_show_cause_and_hint() {
+    let refusal = r#"{"error":"instance `web` is disabled","code":"disabled","cause":"first\nsecond",
+        "hint":"`aegis instance start web` enables it"}"#;
+    let fake = Fake::start().on("POST /v1/instances/web/pause", Reply::Json(409, refusal.to_owned()));
+    assert_snapshot!(fake.aegis(&["instance", "pause", "web"]), @r"
+    exit: 1
+    --- stderr
+    error: instance `web` is disabled
+      cause: first
+             second
+      hint: `aegis instance start web` enables it
+    ");
+}
+
+#[test]
+fn the_home_can_be_named_on_the_command_line() {
+    let fake = Fake::start();
+    let other = Fake::absent();
+    let text = other.aegis(&["--home", fake.home().to_str().unwrap(), "status"]);
+    assert_eq!(text, "exit: 0\n--- stdout\naegis [VERSION]\naegisd: running\nbackend: qemu\n");
+    assert!(other.aegis(&["status"]).contains("not running"));
+}
+
+#[test]
+fn completions_are_made_without_a_home() {
+    for shell in ["bash", "zsh", "fish"] {
+        let mut command = Fake::absent().command(&["completions", shell]);
+        let output = output(command.env_remove("AEGIS_HOME"));
+        assert!(output.status.success() && String::from_utf8(output.stdout).unwrap().contains("instance"));
+    }
+}
+
+#[test]
+fn bench_hands_over_to_its_program() {
+    let fake = Fake::absent();
+    let program = script(fake.home(), "b", "echo \"$AEGIS_HOME\" \"$@\"; exit 7");
+    let mut command = fake.command(&["bench", "boot", "--help"]);
+    let output = output(command.env("AEGIS_BENCH", program));
+    assert_eq!(fake.render(&output), "exit: 7\n--- stdout\n[HOME] boot --help\n");
+    assert_eq!(fake.output(&["bench"]).status.code(), Some(1));
+}

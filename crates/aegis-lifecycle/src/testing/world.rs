@@ -1,0 +1,222 @@
+//! Launcher, registry and log store in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aegis_proto::logs::LogLine;
+use aegis_types::{Handle, ImageName, InstanceId, InstanceState, Mib, Vcpus, VmId};
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::guest::Guest;
+use crate::ports::{
+    Adoption, LaunchError, Launcher, LogSink, Registry, RegistryError, SystemMessage, Worker,
+};
+use crate::record::{InstanceSpec, Record};
+use crate::{Instance, Manager, Ports, Status};
+
+pub(crate) fn spec(n: u64, handle: &str) -> InstanceSpec {
+    InstanceSpec {
+        id: InstanceId::from_unix_nanos(n),
+        handle: Some(Handle::parse(handle).unwrap()),
+        image: ImageName::parse("base").unwrap(),
+        command: vec!["echo".to_owned(), "hi".to_owned()],
+        env: BTreeMap::new(),
+        workdir: None,
+        memory: Mib::DEFAULT,
+        vcpus: Vcpus::DEFAULT,
+        created_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Line {
+    Output(String),
+    Info(String),
+    Error(String),
+}
+
+type Prepare = Box<dyn Fn(&Guest) + Send>;
+
+/// Everything outside the lifecycle.
+pub(crate) struct World {
+    pub(crate) guests: Mutex<Vec<Arc<Guest>>>,
+    /// Done to each guest before its worker is handed out.
+    pub(crate) prepare: Mutex<Option<Prepare>>,
+    pub(crate) launch_error: Mutex<Option<LaunchError>>,
+    /// Launches wait until this is true.
+    pub(crate) may_launch: watch::Sender<bool>,
+    pub(crate) adoption: Mutex<HashMap<InstanceId, Adoption>>,
+    pub(crate) calls: Mutex<Vec<String>>,
+    pub(crate) remove_fails: AtomicBool,
+    pub(crate) registry_fails: AtomicBool,
+    pub(crate) records: Mutex<HashMap<InstanceId, Record>>,
+    owners: Mutex<HashMap<VmId, InstanceId>>,
+    lines: Mutex<Vec<Line>>,
+    stored: Mutex<HashMap<VmId, u64>>,
+}
+
+impl World {
+    pub(crate) fn new() -> (Arc<Self>, Manager) {
+        let world = Arc::new(Self {
+            guests: Mutex::default(),
+            prepare: Mutex::default(),
+            launch_error: Mutex::default(),
+            may_launch: watch::Sender::new(true),
+            adoption: Mutex::default(),
+            calls: Mutex::default(),
+            remove_fails: AtomicBool::new(false),
+            registry_fails: AtomicBool::new(false),
+            records: Mutex::default(),
+            owners: Mutex::default(),
+            lines: Mutex::default(),
+            stored: Mutex::default(),
+        });
+        let ports = Ports {
+            launcher: Arc::new(Port(Arc::clone(&world))),
+            registry: Arc::new(Port(Arc::clone(&world))),
+            logs: Arc::new(Port(Arc::clone(&world))),
+        };
+        (world, Manager::new(ports))
+    }
+
+    pub(crate) fn prepare(&self, change: impl Fn(&Guest) + Send + 'static) {
+        *self.prepare.lock().unwrap() = Some(Box::new(change));
+    }
+
+    pub(crate) fn guest(&self, index: usize) -> Arc<Guest> {
+        Arc::clone(&self.guests.lock().unwrap()[index])
+    }
+
+    pub(crate) fn boots(&self) -> usize {
+        self.guests.lock().unwrap().len()
+    }
+
+    pub(crate) fn record(&self, n: u64) -> Option<Record> {
+        self.records.lock().unwrap().get(&InstanceId::from_unix_nanos(n)).cloned()
+    }
+
+    pub(crate) fn lines(&self) -> Vec<Line> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    pub(crate) fn stored(&self, vm: &VmId, seq: u64) {
+        self.stored.lock().unwrap().insert(vm.clone(), seq);
+    }
+
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// Waits, in the time of the test, until the status is as wanted.
+    pub(crate) async fn until(instance: &Instance, wanted: impl FnMut(&Status) -> bool) -> Status {
+        let mut status = instance.watch();
+        let found = timeout(Duration::from_secs(600), status.wait_for(wanted)).await;
+        found.expect("the state is reached").unwrap().clone()
+    }
+
+    /// Waits, in the time of the test, until this is true.
+    pub(crate) async fn eventually(mut is_true: impl FnMut() -> bool) {
+        let wait = async {
+            while !is_true() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(600), wait).await.expect("it becomes true");
+    }
+
+    pub(crate) async fn until_state(instance: &Instance, state: InstanceState) -> Status {
+        Self::until(instance, |s| s.state == state).await
+    }
+
+    fn called(&self, what: &str) {
+        self.calls.lock().unwrap().push(what.to_owned());
+    }
+}
+
+struct Port(Arc<World>);
+
+#[async_trait::async_trait]
+impl Launcher for Port {
+    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Arc<dyn Worker>, LaunchError> {
+        self.0.called("launch");
+        let mut may_launch = self.0.may_launch.subscribe();
+        let _ = may_launch.wait_for(|may| *may).await;
+        if let Some(error) = self.0.launch_error.lock().unwrap().take() {
+            return Err(error);
+        }
+        let guest = Arc::new(Guest::new(vm.clone()));
+        if let Some(prepare) = &*self.0.prepare.lock().unwrap() {
+            prepare(&guest);
+        }
+        self.0.owners.lock().unwrap().insert(vm.clone(), spec.id.clone());
+        self.0.guests.lock().unwrap().push(Arc::clone(&guest));
+        Ok(Arc::new(guest))
+    }
+
+    async fn adopt(&self, id: &InstanceId) -> Adoption {
+        self.0.adoption.lock().unwrap().remove(id).unwrap_or(Adoption::None)
+    }
+
+    async fn clean_up(&self, id: &InstanceId) {
+        let owners = self.0.owners.lock().unwrap().clone();
+        let guests = self.0.guests.lock().unwrap().clone();
+        let mut own = guests.iter().filter(|g| owners.get(&g.vm) == Some(id));
+        assert!(own.all(|g| !g.is_alive()), "cleaned under a live VM");
+        self.0.called("clean_up");
+    }
+
+    async fn remove(&self, _: &InstanceId) -> io::Result<()> {
+        self.0.called("remove");
+        if self.0.remove_fails.load(Ordering::SeqCst) { Err(io::Error::other("busy")) } else { Ok(()) }
+    }
+}
+
+#[async_trait::async_trait]
+impl Registry for Port {
+    async fn save(&self, record: &Record) -> Result<(), RegistryError> {
+        if self.0.registry_fails.load(Ordering::SeqCst) {
+            return Err(RegistryError("disk full".to_owned()));
+        }
+        self.0.records.lock().unwrap().insert(record.spec.id.clone(), record.clone());
+        Ok(())
+    }
+
+    async fn delete(&self, id: &InstanceId) -> Result<(), RegistryError> {
+        if self.0.registry_fails.load(Ordering::SeqCst) {
+            return Err(RegistryError("disk full".to_owned()));
+        }
+        self.0.records.lock().unwrap().remove(id);
+        Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl LogSink for Port {
+    async fn output(&self, _: &InstanceId, vm: &VmId, line: LogLine) {
+        self.0.stored(vm, line.seq);
+        let text = String::from_utf8_lossy(&line.bytes).into_owned();
+        self.0.lines.lock().unwrap().push(Line::Output(text));
+    }
+
+    async fn system(&self, _: &InstanceId, message: SystemMessage) {
+        let line = match message {
+            SystemMessage::Info(text) => Line::Info(text),
+            SystemMessage::Error(text) => Line::Error(text),
+        };
+        self.0.lines.lock().unwrap().push(line);
+    }
+
+    async fn last_seq(&self, _: &InstanceId, vm: &VmId) -> u64 {
+        self.0.stored.lock().unwrap().get(vm).copied().unwrap_or(0)
+    }
+}
+
+/// How a test says that a worker is there already.
+pub(crate) fn alive(guest: &Arc<Guest>) -> Adoption {
+    Adoption::Alive { vm: guest.vm.clone(), worker: Arc::new(Arc::clone(guest)) }
+}

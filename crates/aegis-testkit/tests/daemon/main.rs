@@ -1,0 +1,14 @@
+//! The daemon in this process with everything real but the machines: HTTP, registry, logs, worker processes, guest
+//! link and harness. See the crate's documentation.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod adoption;
+mod boot;
+mod exec;
+mod faults;
+mod flow;
+mod lifecycle;
+mod requests;
+mod run;
+mod shutdown;
+mod support;

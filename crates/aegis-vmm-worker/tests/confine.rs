@@ -1,0 +1,90 @@
+//! What a confined thread can still do. One test, because some of the limits are those of the whole process.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::net::TcpStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+
+use aegis_proto::worker::WorkerConfig;
+use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Mib, Vcpus, VmId, VmSpec};
+use aegis_vmm_worker::confine;
+
+fn config(dir: &Path) -> WorkerConfig {
+    let disk = |name: &str, read_only| Disk {
+        path: dir.join(name),
+        format: DiskFormat::Raw,
+        serial: name.to_owned(),
+        read_only,
+    };
+    WorkerConfig {
+        instance_id: InstanceId::from_unix_nanos(1),
+        vm: VmSpec {
+            vm_id: VmId::from_random(1),
+            vmm_path: "/bin/true".into(),
+            accelerator: Accelerator::Tcg,
+            kernel: dir.join("kernel"),
+            initramfs: dir.join("missing"),
+            memory: Mib::DEFAULT,
+            vcpus: Vcpus::DEFAULT,
+            disks: vec![disk("image", true), disk("upper", false)],
+            runtime_dir: dir.join("run"),
+        },
+        hostname: "web".to_owned(),
+        machine_id: "0".repeat(32),
+        boot_timeout_ms: 1,
+        boot_attempts: 1,
+    }
+}
+
+fn denied<T>(outcome: io::Result<T>) -> bool {
+    outcome.is_err_and(|e| e.kind() == ErrorKind::PermissionDenied)
+}
+
+#[test]
+fn a_confined_thread_reaches_its_vm_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    for name in ["kernel", "image", "upper", "secret"] {
+        fs::write(dir.join(name), name).unwrap();
+    }
+    fs::create_dir(dir.join("run")).unwrap();
+    let config = config(&dir);
+    // The layers apply to the calling thread: the rest of this process stays as it is.
+    let confined = std::thread::spawn(move || {
+        let (confinement, _scope) = confine::apply(&config);
+
+        // What a VM needs works.
+        assert_eq!(fs::read_to_string(dir.join("kernel")).unwrap(), "kernel");
+        assert_eq!(fs::read_to_string(dir.join("image")).unwrap(), "image");
+        assert!(File::options().read(true).write(true).open(dir.join("upper")).is_ok());
+        fs::write(dir.join("run/a"), "a").unwrap();
+        fs::rename(dir.join("run/a"), dir.join("run/b")).unwrap();
+        let _listener = UnixListener::bind(dir.join("run/socket")).unwrap();
+        assert!(UnixStream::connect(dir.join("run/socket")).is_ok());
+        fs::remove_file(dir.join("run/socket")).unwrap();
+        assert!(File::options().read(true).write(true).open("/dev/null").is_ok());
+        assert!(Command::new("/bin/true").status().unwrap().success());
+
+        assert!(confinement.no_new_privs);
+        if confinement.landlock_abi > 0 {
+            assert!(denied(fs::read(dir.join("secret"))));
+            assert!(denied(fs::read("/etc/passwd")));
+            assert!(denied(fs::write(dir.join("new"), "")));
+            assert!(denied(File::options().write(true).open(dir.join("image"))));
+            assert!(denied(File::options().write(true).open(dir.join("kernel"))));
+            fs::copy("/bin/true", dir.join("run/program")).unwrap();
+            assert!(denied(Command::new(dir.join("run/program")).status()));
+        }
+        if confinement.seccomp {
+            assert!(denied(TcpStream::connect("127.0.0.1:9")));
+            let namespaces = Command::new("unshare").args(["--user", "/bin/true"]).output();
+            assert!(namespaces.is_err() || !namespaces.unwrap().status.success());
+        }
+    });
+    confined.join().unwrap();
+    // Only that thread was confined.
+    assert!(fs::read("/etc/passwd").is_ok());
+}

@@ -1,0 +1,275 @@
+//! Start and end of a daemon. `main` runs one per process; tests may run several, each with its own home.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_config::{AcceleratorSetting, Home, HomeError, Settings};
+use aegis_image::ImageError;
+use aegis_lifecycle::ports::{self, Adoption, LaunchError, Worker};
+use aegis_lifecycle::record::{InstanceSpec, Record};
+use aegis_lifecycle::{Manager, Ports};
+use aegis_store::{Store, StoreError};
+use aegis_types::{InstanceId, VmId};
+use async_trait::async_trait;
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use tokio::task::{self, JoinHandle};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::accel::Accel;
+use crate::assets::{AssetFlags, Assets};
+use crate::http::{self, App, Ids};
+use crate::images::Images;
+use crate::launcher::{Launcher, files};
+use crate::lock::{HomeLock, LockError};
+use crate::logs::LogStore;
+use crate::registry::{StoredRegistry, to_record};
+use crate::socket;
+
+/// Time for the commands of instances between SIGTERM and SIGKILL when the daemon ends.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Time for open connections to take the rest of their answers when everything else has ended.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a daemon needs to know.
+pub struct DaemonOptions {
+    /// Its home, which is created if need be.
+    pub home: Home,
+    /// Settings.
+    pub settings: Settings,
+    /// Files named on the command line.
+    pub assets: AssetFlags,
+    /// What starts VMs; worker processes when absent.
+    pub launcher: Option<Arc<dyn ports::Launcher>>,
+    /// Time for the commands of instances between SIGTERM and SIGKILL at [`Running::shutdown`].
+    pub stop_grace: Duration,
+}
+
+impl DaemonOptions {
+    /// Worker processes with the files of the installation.
+    pub fn new(home: Home, settings: Settings) -> Self {
+        Self { home, settings, assets: AssetFlags::default(), launcher: None, stop_grace: STOP_GRACE }
+    }
+}
+
+/// The daemon could not start; nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The home cannot be created.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// Another daemon has the home.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The registry cannot be used.
+    #[error(transparent)]
+    Registry(#[from] StoreError),
+    /// The image store cannot be used.
+    #[error("cannot open the image store")]
+    Images(#[from] ImageError),
+    /// Files or sockets in the home.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn failed(action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Io { action, path, source }
+}
+
+/// The daemon.
+#[derive(Debug)]
+pub struct Daemon;
+
+/// A daemon that serves its API. [`Running::shutdown`] ends it in order; dropping it instead leaves VMs alone, and the
+/// next daemon takes them over.
+pub struct Running {
+    home: Home,
+    app: Arc<App>,
+    registry: Store,
+    stop_grace: Duration,
+    server: JoinHandle<()>,
+    stop_accepting: Arc<Notify>,
+    _lock: HomeLock,
+}
+
+impl Daemon {
+    /// Takes over what an earlier daemon left and serves the API. The pid file appears when the API listens.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(options: DaemonOptions) -> Result<Running, StartError> {
+        let DaemonOptions { home, settings, assets, launcher, stop_grace } = options;
+        Launcher::check_home(&home).map_err(failed("use the home", home.root().to_owned()))?;
+        home.ensure()?;
+        let lock = HomeLock::take(&home)?;
+        files::remove_file(&home.pid_file()).map_err(failed("remove", home.pid_file()))?;
+        let registry = blocking({
+            let path = home.database();
+            move || Store::open(&path)
+        })
+        .await?;
+        let records: Vec<Record> = registry.load().await?.into_iter().map(to_record).collect();
+        let ids: Vec<InstanceId> = records.iter().map(|record| record.spec.id.clone()).collect();
+        let logs = blocking({
+            let (dir, ids, lock) = (home.logs(), ids.clone(), lock.clone());
+            move || LogStore::open(&dir, &ids, lock).map_err(failed("open the logs in", dir))
+        })
+        .await?;
+        let logs = Arc::new(logs);
+        let assets = Arc::new(Assets::new(home.clone(), assets));
+        let images = blocking({
+            let (dir, assets) = (home.images(), Arc::clone(&assets));
+            move || Images::open(&dir, assets)
+        })
+        .await?;
+        let images = Arc::new(images);
+        let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &settings.accelerator));
+        let launcher = match launcher {
+            Some(launcher) => launcher,
+            None => {
+                let launcher = Launcher::new(
+                    home.clone(),
+                    Arc::clone(&assets),
+                    Arc::clone(&images),
+                    Arc::clone(&accel),
+                    settings.boot_timeout.value,
+                );
+                launcher.reap_orphans(&ids).await.map_err(failed("look through", home.run()))?;
+                Arc::new(launcher)
+            }
+        };
+        let launcher = Arc::new(WithLogs { launcher, logs: Arc::clone(&logs) });
+        let ports =
+            Ports { launcher, registry: Arc::new(StoredRegistry(registry.clone())), logs: logs.clone() };
+        let manager = Manager::new(ports);
+        manager.restore(records).await;
+        let tasks = TaskTracker::new();
+        if settings.accelerator.value == AcceleratorSetting::Auto {
+            // Early, so that the first boot does not wait for a trial. Missing files are reported by that boot.
+            let accel = Arc::clone(&accel);
+            tasks.spawn(async move { drop(accel.decide().await.cloned()) });
+        }
+        let app = Arc::new(App {
+            manager,
+            logs,
+            images,
+            assets,
+            accel,
+            home,
+            settings,
+            tasks,
+            ids: Ids::default(),
+        });
+        Running::serve(app, registry, stop_grace, lock)
+    }
+}
+
+impl Running {
+    fn serve(
+        app: Arc<App>,
+        registry: Store,
+        stop_grace: Duration,
+        lock: HomeLock,
+    ) -> Result<Running, StartError> {
+        let home = app.home.clone();
+        let listen = || {
+            let listener = socket::bind(&home.socket())?;
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        };
+        let listener = listen().map_err(failed("listen on", home.socket()))?;
+        let stop_accepting = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop_accepting);
+        let router = http::router(Arc::clone(&app));
+        let server = tokio::spawn(async move {
+            let serving =
+                axum::serve(listener, router).with_graceful_shutdown(async move { stopped.notified().await });
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the API cannot be served any more");
+            }
+        });
+        let pid = format!("{}\n", std::process::id());
+        files::write_atomically(&home.pid_file(), pid.as_bytes())
+            .map_err(failed("write", home.pid_file()))?;
+        tracing::info!(socket = %home.socket().display(), "listening");
+        Ok(Running { home, app, registry, stop_grace, server, stop_accepting, _lock: lock })
+    }
+
+    /// The socket of the API.
+    pub fn socket(&self) -> PathBuf {
+        self.home.socket()
+    }
+
+    /// The home.
+    pub fn home(&self) -> &Path {
+        self.home.root()
+    }
+
+    /// Accepts no more connections, stops all VMs, ends open streams and removes socket and pid file.
+    pub async fn shutdown(self) {
+        let Running { home, app, registry, stop_grace, mut server, stop_accepting, _lock } = self;
+        remove(&home.socket());
+        stop_accepting.notify_one();
+        app.manager.shutdown(stop_grace).await;
+        app.logs.close().await;
+        app.tasks.close();
+        let drained = async { tokio::join!(app.tasks.wait(), &mut server) };
+        if timeout(DRAIN_DEADLINE, drained).await.is_err() {
+            tracing::info!("cutting off connections whose clients do not read");
+            server.abort();
+        }
+        registry.close().await;
+        remove(&home.pid_file());
+    }
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %path.display(), "cannot remove a file");
+        }
+        _ => {}
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    task::spawn_blocking(work).await.expect("opening files does not panic")
+}
+
+/// A launcher for which the log is one of an instance's files.
+struct WithLogs {
+    launcher: Arc<dyn ports::Launcher>,
+    logs: Arc<LogStore>,
+}
+
+#[async_trait]
+impl ports::Launcher for WithLogs {
+    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Arc<dyn Worker>, LaunchError> {
+        self.launcher.launch(spec, vm).await
+    }
+
+    async fn adopt(&self, id: &InstanceId) -> Adoption {
+        self.launcher.adopt(id).await
+    }
+
+    async fn clean_up(&self, id: &InstanceId) {
+        self.launcher.clean_up(id).await;
+    }
+
+    async fn remove(&self, id: &InstanceId) -> io::Result<()> {
+        self.launcher.remove(id).await?;
+        self.logs.remove(id).await
+    }
+}

@@ -1,0 +1,287 @@
+//! Instances: create, look at, change, delete.
+
+use std::future::Future;
+use std::time::Duration;
+
+use aegis_api::{
+    CreateInstance, CreatedInstance, ErrorCode, InstanceInfo, InstanceSummary, PruneReply, StateReply,
+};
+use aegis_lifecycle::record::InstanceSpec;
+use aegis_lifecycle::{Denied, Instance};
+use aegis_types::{InstanceId, InstanceState, StopReason, parse_duration};
+use axum::extract::State;
+use axum::http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+use tokio::task;
+
+use super::error::{ApiError, denied, label, no_image, not_created};
+use super::extract::{Json, Params, Target};
+use super::{Shared, view};
+
+type Answer<T> = Result<axum::Json<T>, ApiError>;
+
+/// `POST /v1/instances`
+pub(super) async fn create(
+    State(app): State<Shared>,
+    Json(request): Json<CreateInstance>,
+) -> Result<(StatusCode, axum::Json<CreatedInstance>), ApiError> {
+    let existing = request.handle.as_ref().and_then(|handle| app.manager.find(handle.as_str()));
+    match existing {
+        Some(instance) => Ok((StatusCode::OK, axum::Json(start_existing(&instance, &request).await?))),
+        None => Ok((StatusCode::CREATED, axum::Json(create_new(&app, request).await?))),
+    }
+}
+
+async fn start_existing(instance: &Instance, request: &CreateInstance) -> Result<CreatedInstance, ApiError> {
+    let state = instance.status().state;
+    if state != InstanceState::Stopped {
+        let name = label(instance);
+        return Err(ApiError::new(
+            ErrorCode::AlreadyExists,
+            format!("instance `{name}` exists already and is {state}"),
+        )
+        .with_hint(format!("choose another name, or remove it: `aegis instance delete {name}`")));
+    }
+    instance.start().await.map_err(|e| denied("start", instance, e))?;
+    let spec = instance.spec();
+    let differs = [
+        ("command", !request.command.is_empty() && request.command != spec.command),
+        ("image", request.image_ref.as_ref().is_some_and(|image| *image != spec.image)),
+        ("environment", !request.env.is_empty() && request.env != spec.env),
+        ("workdir", request.workdir.is_some() && request.workdir != spec.workdir),
+        ("memory", request.memory_mb.is_some_and(|memory| memory != spec.memory)),
+        ("cpus", request.vcpus.is_some_and(|vcpus| vcpus != spec.vcpus)),
+    ];
+    let warn = |what: &str| format!("the instance exists already and keeps its own {what}");
+    let warnings = differs.iter().filter(|(_, differs)| *differs).map(|(what, _)| warn(what)).collect();
+    Ok(created(spec, warnings))
+}
+
+async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInstance, ApiError> {
+    check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
+    let image = request.image_ref.unwrap_or_else(|| app.settings.default_image.value.clone());
+    let (images, wanted) = (app.images.clone(), image.clone());
+    let found = task::spawn_blocking(move || {
+        images.find(&wanted).map_err(|e| {
+            let known = images.list().unwrap_or_default();
+            no_image(&e, &known.into_iter().map(|image| image.name.into()).collect::<Vec<String>>())
+        })
+    });
+    found.await.expect("looking for an image does not panic")?;
+    let spec = InstanceSpec {
+        id: InstanceId::from_unix_nanos(app.ids.next()),
+        handle: request.handle,
+        image,
+        command: request.command,
+        env: request.env,
+        workdir: request.workdir,
+        memory: request.memory_mb.unwrap_or(app.settings.default_memory.value),
+        vcpus: request.vcpus.unwrap_or(app.settings.default_vcpus.value),
+        created_at: Timestamp::now(),
+    };
+    // A task of its own: the log must not stay without an instance when the client goes away.
+    let app = app.clone();
+    let creating = app.clone().tasks.spawn(async move {
+        // Before the boot, so that a follower misses nothing of it.
+        app.logs.create(spec.id.clone()).await;
+        let outcome = app.manager.create(spec.clone()).await;
+        if outcome.is_err() {
+            // Best effort: what has no instance is removed at the next start anyway.
+            let _ = app.logs.remove(&spec.id).await;
+        }
+        outcome
+    });
+    let instance = creating.await.expect("creating does not panic").map_err(not_created)?;
+    Ok(created(instance.spec(), Vec::new()))
+}
+
+fn created(spec: &InstanceSpec, warnings: Vec<String>) -> CreatedInstance {
+    CreatedInstance {
+        id: spec.id.clone(),
+        state: InstanceState::Starting,
+        command: spec.command.clone(),
+        handle: spec.handle.clone(),
+        image_ref: spec.image.clone(),
+        warnings,
+    }
+}
+
+/// Refuses what no guest could execute.
+pub(super) fn check_process<'a>(
+    command: &[String],
+    env: impl Iterator<Item = (&'a String, &'a String)>,
+    workdir: Option<&str>,
+) -> Result<(), ApiError> {
+    match command.first() {
+        None => return Err(ApiError::invalid("`command` is required: a program and its arguments")),
+        Some(program) if program.is_empty() => {
+            return Err(ApiError::invalid("the program in `command` is empty"));
+        }
+        Some(_) => {}
+    }
+    if command.iter().any(|argument| argument.contains('\0')) {
+        return Err(ApiError::invalid("an argument in `command` contains a NUL byte"));
+    }
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let name: String = name.escape_debug().take(80).collect();
+            return Err(ApiError::invalid(format!("`{name}` cannot be the name of an environment variable")));
+        }
+        if value.contains('\0') {
+            return Err(ApiError::invalid(format!(
+                "the value of environment variable `{name}` contains a NUL byte"
+            )));
+        }
+    }
+    match workdir {
+        Some(dir) if !dir.starts_with('/') || dir.contains('\0') => {
+            Err(ApiError::invalid("`workdir` must be an absolute path in the guest"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListParams {
+    state: Option<String>,
+}
+
+/// `GET /v1/instances[?state=]`
+pub(super) async fn list(
+    State(app): State<Shared>,
+    Params(params): Params<ListParams>,
+) -> Answer<Vec<InstanceSummary>> {
+    use InstanceState::{Paused, Running, Starting, Stopped};
+    let state = match params.state.as_deref() {
+        None | Some("") => None,
+        Some(text) => {
+            Some([Stopped, Starting, Running, Paused].into_iter().find(|s| s.as_str() == text).ok_or_else(
+                || ApiError::invalid("unknown state: it is `stopped`, `starting`, `running` or `paused`"),
+            )?)
+        }
+    };
+    Ok(axum::Json(view::listed(app.manager.list(), state)))
+}
+
+/// `GET /v1/instances/{target}`
+pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) -> axum::Json<InstanceInfo> {
+    let accelerator = app.accel.known().map(|verdict| verdict.accelerator);
+    axum::Json(view::info(instance.spec(), instance.status(), accelerator))
+}
+
+async fn act<F: Future<Output = Result<(), Denied>>>(
+    instance: &Instance,
+    action: &'static str,
+    status: &str,
+    work: F,
+) -> Answer<StateReply> {
+    work.await.map_err(|e| denied(action, instance, e))?;
+    Ok(axum::Json(StateReply { status: status.to_owned() }))
+}
+
+/// `POST …/start`
+pub(super) async fn start(Target(instance): Target) -> Answer<StateReply> {
+    act(&instance, "start", "starting", instance.start()).await
+}
+
+/// `POST …/stop`
+pub(super) async fn stop(Target(instance): Target) -> Answer<StateReply> {
+    act(&instance, "stop", "stopped", instance.stop()).await
+}
+
+/// `POST …/restart`
+pub(super) async fn restart(Target(instance): Target) -> Answer<StateReply> {
+    act(&instance, "restart", "restarting", instance.restart()).await
+}
+
+/// `POST …/disable`
+pub(super) async fn disable(Target(instance): Target) -> Answer<StateReply> {
+    act(&instance, "disable", "disabled", instance.disable()).await
+}
+
+/// `POST …/pause`
+pub(super) async fn pause(Target(instance): Target) -> Answer<StateReply> {
+    act(&instance, "pause", "paused", instance.pause()).await
+}
+
+/// `POST …/resume`
+pub(super) async fn resume(Target(instance): Target) -> Answer<StateReply> {
+    act(&instance, "resume", "running", instance.resume()).await
+}
+
+/// `DELETE /v1/instances/{target}`
+pub(super) async fn delete(Target(instance): Target) -> Answer<StateReply> {
+    act(&instance, "delete", "deleted", instance.delete()).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct PruneParams {
+    older_than: Option<String>,
+}
+
+/// `POST /v1/instances/prune?older_than=`
+pub(super) async fn prune(
+    State(app): State<Shared>,
+    Params(params): Params<PruneParams>,
+) -> Answer<PruneReply> {
+    let text =
+        params.older_than.ok_or_else(|| ApiError::invalid("`older_than` is required, such as `7d`"))?;
+    let age = parse_duration(&text).map_err(|e| ApiError::invalid(e.to_string()))?;
+    let cutoff = before(Timestamp::now(), age);
+    let mut ids = Vec::new();
+    for instance in app.manager.list() {
+        let status = instance.status();
+        // What was never started waits for its first start.
+        let old =
+            status.stopped.is_some_and(|stop| stop.reason != StopReason::NeverStarted && stop.at < cutoff);
+        if status.state != InstanceState::Stopped || !old {
+            continue;
+        }
+        match instance.delete().await {
+            Ok(()) => ids.push(instance.spec().id.clone()),
+            // Somebody else deleted it.
+            Err(Denied::Deleted) => {}
+            Err(error) => tracing::warn!(%error, instance = %instance.spec().id, "cannot prune an instance"),
+        }
+    }
+    Ok(axum::Json(PruneReply { pruned: ids.len(), ids }))
+}
+
+/// The time so long before another; the beginning of time if there is none.
+fn before(time: Timestamp, age: Duration) -> Timestamp {
+    let age = SignedDuration::try_from(age).ok();
+    age.and_then(|age| time.checked_sub(age).ok()).unwrap_or(Timestamp::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn check(command: &[&str], env: &[(&str, &str)], workdir: Option<&str>) -> bool {
+        let command: Vec<String> = command.iter().map(|&s| s.to_owned()).collect();
+        let env: Vec<(String, String)> = env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        check_process(&command, env.iter().map(|(k, v)| (k, v)), workdir).is_ok()
+    }
+
+    #[test]
+    fn only_what_a_guest_can_execute_is_accepted() {
+        assert!(check(&["sh", "", "-c"], &[("A", "=\n")], Some("/srv")));
+        assert!(!check(&[], &[], None));
+        assert!(!check(&[""], &[], None));
+        assert!(!check(&["a", "b\0"], &[], None));
+        for name in ["", "A=B", "A\0"] {
+            assert!(!check(&["a"], &[(name, "")], None), "{name:?}");
+        }
+        assert!(!check(&["a"], &[("A", "\0")], None));
+        assert!(!check(&["a"], &[], Some("srv")) && !check(&["a"], &[], Some("")));
+    }
+
+    #[test]
+    fn an_age_beyond_all_time_prunes_nothing() {
+        let now = Timestamp::now();
+        assert_eq!(before(now, Duration::from_secs(u64::MAX)), Timestamp::MIN);
+        assert!(before(now, Duration::from_secs(1)) < now);
+    }
+}

@@ -1,0 +1,179 @@
+//! Logs and consoles.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+
+use aegis_api::LogEntry;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::stream;
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::task;
+
+use super::error::{ApiError, label, not_found};
+use super::extract::{Params, Target};
+use super::{Shared, ndjson, write_line};
+use crate::launcher::{files, kept_console, live_console};
+use crate::logs::Reader;
+use crate::text::printable;
+
+/// Newest part of a console that is shown, in bytes.
+const CONSOLE_MAX: u64 = 1 << 20;
+
+#[derive(Deserialize)]
+pub(super) struct LogParams {
+    follow: Option<String>,
+    since: Option<String>,
+    tail: Option<String>,
+    exec_id: Option<String>,
+}
+
+/// `GET …/logs`
+pub(super) async fn logs(
+    State(app): State<Shared>,
+    Target(instance): Target,
+    Params(params): Params<LogParams>,
+) -> Result<Response, ApiError> {
+    let query = Query::parse(params)?;
+    let reader = app.logs.read(&instance.spec().id).ok_or_else(|| not_found(label(&instance)))?;
+    let answer = LogAnswer { reader, query };
+    Ok(ndjson(stream::unfold(answer, |mut answer| async {
+        answer.next().await.map(|bytes| (bytes, answer))
+    })))
+}
+
+/// What of a log is wanted.
+#[derive(Debug, PartialEq, Eq)]
+struct Query {
+    follow: bool,
+    /// Only entries after this time.
+    since: Option<Timestamp>,
+    /// Only the newest of what is there at first. Taken when it was applied.
+    tail: Option<usize>,
+    exec_id: Option<String>,
+}
+
+impl Query {
+    fn parse(params: LogParams) -> Result<Self, ApiError> {
+        let follow = match params.follow.as_deref() {
+            None | Some("" | "0" | "false") => false,
+            Some("1" | "true") => true,
+            Some(_) => return Err(ApiError::invalid("`follow` must be 1 or 0")),
+        };
+        let since = match params.since.as_deref() {
+            None | Some("") => None,
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|_| ApiError::invalid("`since` must be a time like `2026-01-31T12:00:00Z`"))?,
+            ),
+        };
+        let tail = match params.tail.as_deref() {
+            None | Some("") => None,
+            Some(text) => {
+                Some(text.parse().map_err(|_| ApiError::invalid("`tail` must be a number of lines"))?)
+            }
+        };
+        Ok(Self { follow, since, tail, exec_id: params.exec_id.filter(|id| !id.is_empty()) })
+    }
+
+    fn wants(&self, entry: &LogEntry) -> bool {
+        self.since.is_none_or(|since| entry.ts > since)
+            && self.exec_id.as_ref().is_none_or(|id| entry.exec_id.as_ref() == Some(id))
+    }
+}
+
+struct LogAnswer {
+    reader: Reader,
+    query: Query,
+}
+
+impl LogAnswer {
+    /// The next piece of the answer; `None` at its end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(tail) = self.query.tail.take() {
+            let newest = self.newest(tail).await;
+            if !newest.is_empty() {
+                return Some(encode(newest.iter()));
+            }
+        }
+        loop {
+            let entries = self.reader.read().await;
+            if entries.is_empty() && !(self.query.follow && self.reader.wait().await) {
+                return None;
+            }
+            let bytes = encode(entries.iter().filter(|entry| self.query.wants(entry)));
+            if !bytes.is_empty() {
+                return Some(bytes);
+            }
+        }
+    }
+
+    /// The last `count` of the entries that there are now.
+    async fn newest(&mut self, count: usize) -> VecDeque<LogEntry> {
+        let mut newest = VecDeque::new();
+        loop {
+            let entries = self.reader.read().await;
+            if entries.is_empty() {
+                return newest;
+            }
+            for entry in entries.into_iter().filter(|entry| self.query.wants(entry)) {
+                newest.push_back(entry);
+                if newest.len() > count {
+                    newest.pop_front();
+                }
+            }
+        }
+    }
+}
+
+fn encode<'a>(entries: impl Iterator<Item = &'a LogEntry>) -> Bytes {
+    let mut bytes = Vec::new();
+    entries.for_each(|entry| write_line(&mut bytes, entry));
+    bytes.into()
+}
+
+/// `GET …/console`: of the live VM, else of the last one; empty if there is none. The guest wrote it, so control
+/// characters are taken out.
+pub(super) async fn console(
+    State(app): State<Shared>,
+    Target(instance): Target,
+) -> Result<Response, ApiError> {
+    let id = &instance.spec().id;
+    let paths = [live_console(&app.home, id), kept_console(&app.home, id)];
+    let read = task::spawn_blocking(move || {
+        for path in paths {
+            match files::read_end(&path, CONSOLE_MAX) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                read => return read,
+            }
+        }
+        Ok(Vec::new())
+    });
+    let bytes = read.await.expect("reading a file does not panic");
+    let text = printable(&bytes.map_err(|e| ApiError::internal("cannot read the console", &e))?);
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(follow: &str, since: &str, tail: &str) -> Option<Query> {
+        let some = |text: &str| Some(text.to_owned());
+        Query::parse(LogParams { follow: some(follow), since: some(since), tail: some(tail), exec_id: None })
+            .ok()
+    }
+
+    #[test]
+    fn queries_are_checked() {
+        let query = Query { follow: true, since: Some(Timestamp::UNIX_EPOCH), tail: Some(5), exec_id: None };
+        assert_eq!(parse("true", "1970-01-01T00:00:00Z", "5"), Some(query));
+        assert_eq!(parse("", "", ""), Some(Query { follow: false, since: None, tail: None, exec_id: None }));
+        assert!(
+            parse("yes", "", "").is_none() && parse("", "now", "").is_none() && parse("", "", "-1").is_none()
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! The API of `aegis-api`: requests in, calls of the lifecycle, answers out.
+//!
+//! **Invariants:** every answer that is not a success has an `ErrorBody`. What a client asked for does not depend on
+//! the client staying connected; only its answer does.
+
+mod error;
+mod exec;
+mod extract;
+mod images;
+mod instances;
+mod logs;
+mod status;
+mod view;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aegis_api::{ErrorCode, NDJSON, paths};
+use aegis_config::{Home, Settings};
+use aegis_lifecycle::Manager;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use bytes::Bytes;
+use futures::Stream;
+use jiff::Timestamp;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::accel::Accel;
+use crate::assets::Assets;
+use crate::images::Images;
+use crate::logs::LogStore;
+use error::ApiError;
+
+/// Longest body of a JSON request, in bytes.
+const BODY_MAX: usize = 1 << 20;
+
+/// What handlers work with.
+pub(crate) struct App {
+    pub(crate) manager: Manager,
+    pub(crate) logs: Arc<LogStore>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) assets: Arc<Assets>,
+    pub(crate) accel: Arc<Accel>,
+    pub(crate) home: Home,
+    pub(crate) settings: Settings,
+    /// What goes on without its client: execs.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) ids: Ids,
+}
+
+type Shared = Arc<App>;
+
+/// Unique numbers that are about the time in nanoseconds since the Unix epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Ids(AtomicU64);
+
+impl Ids {
+    fn next(&self) -> u64 {
+        let now = u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default();
+        let next = |last: u64| Some(now.max(last + 1));
+        let last =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).expect("`next` always answers");
+        now.max(last + 1)
+    }
+}
+
+/// All routes.
+pub(crate) fn router(app: Shared) -> Router {
+    let instance = format!("{}/{{target}}", paths::INSTANCES);
+    let of = |action: &str| format!("{instance}/{action}");
+    Router::new()
+        .route(paths::STATUS, get(status::status))
+        .route(paths::INSTANCES, get(instances::list).post(instances::create))
+        // A static path wins over an instance of the same name: let that one keep its routes.
+        .route(paths::PRUNE, post(instances::prune).get(instances::info).delete(instances::delete))
+        .route(&instance, get(instances::info).delete(instances::delete))
+        .route(&of("start"), post(instances::start))
+        .route(&of("stop"), post(instances::stop))
+        .route(&of("restart"), post(instances::restart))
+        .route(&of("disable"), post(instances::disable))
+        .route(&of("pause"), post(instances::pause))
+        .route(&of("resume"), post(instances::resume))
+        .route(&of("exec"), post(exec::exec))
+        .route(&of("logs"), get(logs::logs))
+        .route(&of("console"), get(logs::console))
+        .route(paths::IMAGES, get(images::list))
+        .route(paths::IMAGE_IMPORT, post(images::import).layer(DefaultBodyLimit::disable()))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(in_span))
+        .layer(Extension(RequestIds::default()))
+        .with_state(app)
+}
+
+#[derive(Debug, Clone, Default)]
+struct RequestIds(Arc<AtomicU64>);
+
+/// One span per request, so that everything that is logged on the way to its answer can be found together.
+async fn in_span(Extension(ids): Extension<RequestIds>, request: Request, next: Next) -> Response {
+    let id = ids.0.fetch_add(1, Ordering::Relaxed);
+    let span = tracing::info_span!("request", id, method = %request.method(), path = %request.uri().path());
+    next.run(request).instrument(span).await
+}
+
+async fn unknown_path(method: Method, uri: Uri) -> ApiError {
+    let text = format!("there is no `{method} {}` in this version of aegisd", uri.path());
+    ApiError::new(ErrorCode::InvalidRequest, text).with_status(StatusCode::NOT_FOUND)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let text = format!("`{}` does not take {method}", uri.path());
+    ApiError::new(ErrorCode::InvalidRequest, text).with_status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// A streamed answer. Each item is flushed by itself.
+fn ndjson(lines: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let body = Body::from_stream(futures::StreamExt::map(lines, Ok::<_, Infallible>));
+    ([(header::CONTENT_TYPE, NDJSON), (header::CACHE_CONTROL, "no-cache")], body).into_response()
+}
+
+/// Appends an object as a line.
+fn write_line<T: serde::Serialize>(out: &mut Vec<u8>, object: &T) {
+    serde_json::to_writer(&mut *out, object).expect("API types serialise");
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_and_follow_the_clock() {
+        let ids = Ids::default();
+        let first = ids.next();
+        let mut last = first;
+        for _ in 0..10_000 {
+            let next = ids.next();
+            assert!(next > last);
+            last = next;
+        }
+        assert!(first > 1_600_000_000_000_000_000);
+    }
+}

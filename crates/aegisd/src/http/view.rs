@@ -1,0 +1,106 @@
+//! Instances as the API shows them. Pure.
+
+use aegis_api::{InstanceInfo, InstanceSummary};
+use aegis_lifecycle::record::InstanceSpec;
+use aegis_lifecycle::{Instance, Status};
+use aegis_proto::worker::Confinement;
+use aegis_types::{Accelerator, InstanceState};
+
+/// Lists show running, starting, paused and stopped instances in this order, and disabled ones last.
+fn rank(status: &Status) -> u8 {
+    match (status.enabled, status.state) {
+        (false, _) => 4,
+        (true, InstanceState::Running) => 0,
+        (true, InstanceState::Starting) => 1,
+        (true, InstanceState::Paused) => 2,
+        (true, InstanceState::Stopped) => 3,
+    }
+}
+
+/// Instances of this state, or all, in the order of lists.
+pub(super) fn listed(instances: Vec<Instance>, state: Option<InstanceState>) -> Vec<InstanceSummary> {
+    let with_status = instances.into_iter().map(|instance| {
+        let status = instance.status();
+        (instance, status)
+    });
+    let mut chosen: Vec<(Instance, Status)> =
+        with_status.filter(|(_, status)| state.is_none_or(|state| status.state == state)).collect();
+    chosen.sort_by(|(a, a_status), (b, b_status)| {
+        let key = |instance: &Instance, status| (rank(status), instance.spec().created_at);
+        key(a, a_status).cmp(&key(b, b_status)).then_with(|| a.spec().id.cmp(&b.spec().id))
+    });
+    chosen.into_iter().map(|(instance, status)| summary(instance.spec(), &status)).collect()
+}
+
+fn summary(spec: &InstanceSpec, status: &Status) -> InstanceSummary {
+    InstanceSummary {
+        id: spec.id.clone(),
+        handle: spec.handle.clone(),
+        state: status.state,
+        enabled: status.enabled,
+        command: spec.command.clone(),
+        image_ref: spec.image.clone(),
+        created_at: spec.created_at,
+        updated_at: status.updated_at,
+        stopped_at: status.stopped.as_ref().map(|stop| stop.at),
+    }
+}
+
+/// Everything about an instance. `accelerator` is what VMs get.
+pub(super) fn info(spec: &InstanceSpec, status: Status, accelerator: Option<Accelerator>) -> InstanceInfo {
+    let (stopped_at, stop_reason, exit_code, last_error) = match status.stopped {
+        Some(stop) => (Some(stop.at), Some(stop.reason), stop.exit_code, stop.error),
+        None => (None, None, None, None),
+    };
+    let accelerator = accelerator.filter(|_| status.vm.is_some());
+    let (ready, confinement) = status.vm.map_or((None, None), |vm| (vm.ready, vm.confinement));
+    InstanceInfo {
+        id: spec.id.clone(),
+        handle: spec.handle.clone(),
+        state: status.state,
+        enabled: status.enabled,
+        command: spec.command.clone(),
+        image_ref: spec.image.clone(),
+        memory_mb: spec.memory,
+        vcpus: spec.vcpus,
+        env_keys: spec.env.keys().cloned().collect(),
+        workdir: spec.workdir.clone(),
+        created_at: spec.created_at,
+        updated_at: status.updated_at,
+        last_active_at: status.last_active_at,
+        stopped_at,
+        stop_reason,
+        exit_code,
+        last_error,
+        boot_ms: ready.as_ref().map(|ready| ready.boot_ms),
+        harness_version: ready.map(|ready| ready.harness_version),
+        accelerator,
+        confinement: confinement.as_ref().map(confinement_text),
+        active_execs: status.active_execs,
+    }
+}
+
+fn confinement_text(confinement: &Confinement) -> String {
+    let parts = [
+        (confinement.landlock_abi > 0).then(|| format!("landlock (ABI {})", confinement.landlock_abi)),
+        confinement.seccomp.then(|| "seccomp".to_owned()),
+        confinement.no_new_privs.then(|| "no_new_privs".to_owned()),
+        confinement.cgroup.is_some().then(|| "cgroup".to_owned()),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn confinement_reads_as_a_list() {
+        let mut confinement =
+            Confinement { landlock_abi: 3, seccomp: true, no_new_privs: true, cgroup: None };
+        assert_eq!(confinement_text(&confinement), "landlock (ABI 3), seccomp, no_new_privs");
+        confinement = Confinement { landlock_abi: 0, seccomp: false, no_new_privs: false, cgroup: None };
+        assert_eq!(confinement_text(&confinement), "none");
+    }
+}

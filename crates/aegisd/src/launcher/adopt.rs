@@ -1,0 +1,113 @@
+//! What an earlier daemon left: live workers to take over, dead ones to clean up after.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_lifecycle::ports::Adoption;
+use aegis_link::rpc::Client;
+use aegis_proto::worker::{CONTROL_SOCKET, ExitReason, Exited, IDENTITY_FILE, STOP, Stop, WorkerIdentity};
+use aegis_types::InstanceId;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::process::Process;
+use super::worker_client::{WorkerClient, connect, read_exit};
+use super::{Launcher, files};
+
+/// Time for a worker without identity to end when it is told to.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Launcher {
+    /// Connects to the worker of this instance, or cleans up after it.
+    pub(super) async fn adopt_worker(&self, id: &InstanceId) -> Adoption {
+        let run_dir = self.plan.home.run_dir(id);
+        if !run_dir.exists() {
+            return Adoption::None;
+        }
+        let gone = match find(&run_dir).await {
+            Some((identity, process)) => match connect(&run_dir).await {
+                Ok(control) => {
+                    let deadline = self.plan.boot_deadline();
+                    let worker = WorkerClient::new(control, &run_dir, process, None, deadline, &self.tasks);
+                    return Adoption::Alive { vm: identity.vm_id, worker: Arc::new(worker) };
+                }
+                Err(e) => {
+                    process.kill().await;
+                    let message = format!("the worker did not accept a connection ({e}) and was killed");
+                    Some(Exited { reason: ExitReason::VmmDied, message })
+                }
+            },
+            None => read_exit(&run_dir),
+        };
+        self.forget_vm(id).await;
+        Adoption::Gone(gone)
+    }
+
+    /// Ends the VMs and removes the files of everything that is no instance.
+    pub(crate) async fn reap_orphans(&self, instances: &[InstanceId]) -> io::Result<()> {
+        let known: HashSet<&str> = instances.iter().map(InstanceId::as_str).collect();
+        for dir in [self.plan.home.run(), self.plan.home.instances()] {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
+                    continue;
+                }
+                let path = entry.path();
+                tracing::info!(path = %path.display(), "removing what belongs to no instance");
+                if let Some((_, process)) = find(&path).await {
+                    process.kill().await;
+                }
+                let removed = if entry.file_type()?.is_dir() {
+                    files::remove_dir(&path)
+                } else {
+                    files::remove_file(&path)
+                };
+                if let Err(error) = removed {
+                    tracing::warn!(%error, path = %path.display(), "cannot remove it");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The live worker of a runtime directory.
+async fn find(run_dir: &Path) -> Option<(WorkerIdentity, Arc<Process>)> {
+    let Ok(bytes) = fs::read(run_dir.join(IDENTITY_FILE)) else {
+        stop_unidentified(run_dir).await;
+        return None;
+    };
+    let identity: WorkerIdentity = serde_json::from_slice(&bytes).ok()?;
+    match Process::find(&identity) {
+        Ok(process) => process.map(|process| (identity, Arc::new(process))),
+        Err(error) => {
+            tracing::warn!(%error, pid = identity.pid, "cannot look for a worker");
+            None
+        }
+    }
+}
+
+/// A daemon that died between starting a worker and naming it leaves one that only its socket knows.
+async fn stop_unidentified(run_dir: &Path) {
+    let Ok(stream) = UnixStream::connect(run_dir.join(CONTROL_SOCKET)).await else { return };
+    let (rpc, _) = Client::new(stream);
+    tracing::info!(dir = %run_dir.display(), "stopping a worker that nobody knows");
+    let stop = Stop { grace_ms: 0 };
+    if timeout(STOP_DEADLINE, rpc.call::<_, Value>(STOP, &stop)).await.is_err() {
+        tracing::warn!(dir = %run_dir.display(), "it does not answer");
+    }
+}
+
+#[cfg(test)]
+#[path = "adopt_tests.rs"]
+mod tests;

@@ -1,0 +1,192 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Child, Command, Stdio};
+
+use aegis_config::{AcceleratorSetting, Home, Setting};
+use aegis_lifecycle::ports::Launcher as _;
+use aegis_proto::worker::{CONSOLE_FILE, EXIT_FILE, STREAMS_SOCKET, WorkerConfig};
+use aegis_types::{Accelerator, Mib, Vcpus, VmId, VmSpec};
+use tokio::net::UnixListener;
+
+use super::super::{process, spawn};
+use super::*;
+use crate::accel::Accel;
+use crate::assets::{AssetFlags, Assets};
+use crate::images::Images;
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    home: Home,
+    launcher: Launcher,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::resolve(Some(dir.path().join("home"))).unwrap();
+    home.ensure().unwrap();
+    fs::create_dir(home.logs()).unwrap();
+    let assets = Arc::new(Assets::new(home.clone(), AssetFlags::default()));
+    let images = Arc::new(Images::open(&home.images(), Arc::clone(&assets)).unwrap());
+    let setting = Setting::default_value(AcceleratorSetting::Fixed(Accelerator::Tcg));
+    let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &setting));
+    let launcher = Launcher::new(home.clone(), assets, images, accel, Duration::from_secs(1));
+    Fixture { _dir: dir, home, launcher }
+}
+
+fn id(n: u64) -> InstanceId {
+    InstanceId::from_unix_nanos(n)
+}
+
+fn vm() -> VmId {
+    VmId::from_random(7)
+}
+
+/// A process that takes the place of a worker.
+fn stand_in() -> Child {
+    Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// A runtime directory that names this process.
+fn leave(home: &Home, id: &InstanceId, pid: u32, start_ticks: u64) -> std::path::PathBuf {
+    let dir = home.run_dir(id);
+    files::make_dir(&dir).unwrap();
+    let identity = WorkerIdentity { pid, start_ticks, vm_id: vm() };
+    fs::write(dir.join(IDENTITY_FILE), serde_json::to_vec(&identity).unwrap()).unwrap();
+    fs::write(dir.join(CONSOLE_FILE), "last words").unwrap();
+    dir
+}
+
+fn has_ended(child: &mut Child) -> bool {
+    child.try_wait().unwrap().is_some()
+}
+
+#[tokio::test]
+async fn a_live_worker_is_adopted_and_its_death_noticed() {
+    let f = fixture();
+    let mut child = stand_in();
+    let dir = leave(&f.home, &id(1), child.id(), process::start_ticks(child.id()).unwrap());
+    let listener = UnixListener::bind(dir.join(CONTROL_SOCKET)).unwrap();
+    let Adoption::Alive { vm: adopted, worker } = f.launcher.adopt(&id(1)).await else { panic!("alive") };
+    assert_eq!(adopted, vm());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let exited = worker.exited().await;
+    assert_eq!(exited.reason, ExitReason::VmmDied);
+    drop(listener);
+    f.launcher.clean_up(&id(1)).await;
+    f.launcher.clean_up(&id(1)).await;
+    assert!(!dir.exists());
+    assert_eq!(fs::read_to_string(f.home.logs().join("inst-1.console.log")).unwrap(), "last words");
+}
+
+#[tokio::test]
+async fn a_worker_that_refuses_connections_is_killed() {
+    let f = fixture();
+    let mut child = stand_in();
+    let dir = leave(&f.home, &id(1), child.id(), process::start_ticks(child.id()).unwrap());
+    let Adoption::Gone(Some(exited)) = f.launcher.adopt(&id(1)).await else { panic!("gone") };
+    assert!(exited.message.contains("did not accept"), "{}", exited.message);
+    assert!(has_ended(&mut child) && !dir.exists());
+}
+
+#[tokio::test]
+async fn a_dead_worker_reports_by_its_note_and_a_stranger_with_its_pid_is_left_alone() {
+    let f = fixture();
+    let mut stranger = stand_in();
+    let dir = leave(&f.home, &id(1), stranger.id(), process::start_ticks(stranger.id()).unwrap() - 1);
+    let note = Exited { reason: ExitReason::GuestShutdown, message: "off".to_owned() };
+    fs::write(dir.join(EXIT_FILE), serde_json::to_vec(&note).unwrap()).unwrap();
+    let Adoption::Gone(Some(exited)) = f.launcher.adopt(&id(1)).await else { panic!("gone") };
+    assert_eq!(exited, note);
+    assert!(!dir.exists() && !has_ended(&mut stranger));
+    assert!(matches!(f.launcher.adopt(&id(1)).await, Adoption::None));
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+#[tokio::test]
+async fn what_belongs_to_no_instance_is_ended_and_removed() {
+    let f = fixture();
+    let (mut orphan, mut kept) = (stand_in(), stand_in());
+    let orphan_dir = leave(&f.home, &id(1), orphan.id(), process::start_ticks(orphan.id()).unwrap());
+    let kept_dir = leave(&f.home, &id(2), kept.id(), process::start_ticks(kept.id()).unwrap());
+    for n in [1, 2] {
+        files::make_dir(&f.home.instance_dir(&id(n))).unwrap();
+    }
+    fs::write(f.home.run().join("litter"), "").unwrap();
+    f.launcher.reap_orphans(&[id(2)]).await.unwrap();
+    assert!(has_ended(&mut orphan) && !has_ended(&mut kept));
+    assert!(!orphan_dir.exists() && kept_dir.exists());
+    assert!(!f.home.instance_dir(&id(1)).exists() && f.home.instance_dir(&id(2)).exists());
+    assert!(!f.home.run().join("litter").exists());
+    kept.kill().unwrap();
+    kept.wait().unwrap();
+}
+
+#[tokio::test]
+async fn removing_an_instance_removes_every_file_and_is_idempotent() {
+    let f = fixture();
+    let run_dir = leave(&f.home, &id(1), 1, 0);
+    files::make_dir(&f.home.instance_dir(&id(1))).unwrap();
+    fs::write(f.home.logs().join("inst-1.console.log"), "").unwrap();
+    f.launcher.remove(&id(1)).await.unwrap();
+    f.launcher.remove(&id(1)).await.unwrap();
+    assert!(!run_dir.exists() && !f.home.instance_dir(&id(1)).exists());
+    assert_eq!(fs::read_dir(f.home.logs()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_worker_gets_its_sockets_and_none_of_our_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let program = dir.path().join("worker");
+    let script =
+        "#!/bin/sh\nreadlink /proc/$$/fd/3 /proc/$$/fd/4 /proc/$$/fd/0\necho home=$HOME cwd=$PWD config=$1\n";
+    let source = dir.path().join("script");
+    fs::write(&source, script).unwrap();
+    // By another process: a program that we had open for writing could not be started while another test forks.
+    assert!(
+        Command::new("install").args(["-m", "700"]).args([&source, &program]).status().unwrap().success()
+    );
+    let vm = VmSpec {
+        vm_id: vm(),
+        vmm_path: "/vmm".into(),
+        accelerator: Accelerator::Tcg,
+        kernel: "/kernel".into(),
+        initramfs: "/initramfs".into(),
+        memory: Mib::DEFAULT,
+        vcpus: Vcpus::DEFAULT,
+        disks: Vec::new(),
+        runtime_dir: run_dir.clone(),
+    };
+    let config = WorkerConfig {
+        instance_id: id(1),
+        vm,
+        hostname: "h".to_owned(),
+        machine_id: "0".repeat(32),
+        boot_timeout_ms: 1,
+        boot_attempts: 1,
+    };
+    let mut child = spawn::spawn(&program, &config).unwrap();
+    let identity: WorkerIdentity =
+        serde_json::from_slice(&fs::read(run_dir.join(IDENTITY_FILE)).unwrap()).unwrap();
+    assert_eq!((identity.pid, identity.vm_id), (child.id(), config.vm.vm_id.clone()));
+    assert!(child.wait().unwrap().success());
+    let log = fs::read_to_string(run_dir.join(spawn::WORKER_LOG)).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    assert!(
+        lines[0].starts_with("socket:") && lines[1].starts_with("socket:") && lines[0] != lines[1],
+        "{log}"
+    );
+    let config_path = run_dir.join("config.json");
+    assert_eq!(lines[2..], ["/dev/null".to_owned(), format!("home= cwd=/ config={}", config_path.display())]);
+    for name in [CONTROL_SOCKET, STREAMS_SOCKET, "config.json", IDENTITY_FILE, spawn::WORKER_LOG] {
+        let mode = fs::metadata(run_dir.join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let read: WorkerConfig = serde_json::from_slice(&fs::read(config_path).unwrap()).unwrap();
+    assert_eq!(read, config);
+    let missing = spawn::spawn(&dir.path().join("nothing"), &config).unwrap_err();
+    assert!(missing.to_string().starts_with("cannot start "), "{missing}");
+}
