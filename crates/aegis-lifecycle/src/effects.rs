@@ -129,7 +129,7 @@ impl Driver {
         let task = self.spawn(async move {
             session.run(origin).await;
             // Its last report is on its way: a worker that is gone may be reported now.
-            std::mem::forget(talking);
+            drop(talking);
         });
         if let Some(live) = &mut self.live {
             live.session = Some(task);

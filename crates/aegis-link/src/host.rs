@@ -1,9 +1,11 @@
 //! The host's end of the link.
 
+use std::time::Duration;
+
 use aegis_proto::control;
 use aegis_proto::hello::{Greeting, HELLO_MAX, Hello, Welcome};
 use aegis_proto::service::{ACCEPTED, Service};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
 use crate::line::read_line_exact;
@@ -14,21 +16,37 @@ use crate::{Carrier, LinkError};
 /// Bytes that a guest may send before its answer: what was left in the pipe by an earlier session.
 const STALE_MAX: usize = 1 << 20;
 
+/// A greeting is repeated after this time without an answer: a guest that re-opens its port throws away what was in
+/// it, greeting included. It skips those that come twice.
+const REPEAT_AFTER: Duration = Duration::from_millis(250);
+
 /// Greets the guest and starts the multiplexer once it answered. Waits as long as it takes: the caller owns the
 /// deadline and may drop the future.
 ///
 /// # Errors
 /// The carrier ended, or the answer does not fit the greeting.
-pub async fn greet<C: Carrier>(mut carrier: C, hello: Hello) -> Result<(HostLink, Welcome), LinkError> {
+pub async fn greet<C: Carrier>(carrier: C, hello: Hello) -> Result<(HostLink, Welcome), LinkError> {
     let nonce = hello.nonce.clone();
     let generation = hello.generation;
-    carrier.write_all(&Greeting::Hello(hello).encode()).await?;
-    carrier.flush().await?;
-    let welcome = wait_for(&mut carrier, |greeting| match greeting {
-        Greeting::Welcome(welcome) if welcome.nonce == nonce => Some(welcome),
-        _ => None,
-    })
-    .await?;
+    // The leading newline ends whatever half line an earlier session left in the pipe.
+    let greeting = [b"\n".as_slice(), &Greeting::Hello(hello).encode()].concat();
+    let (mut reader, mut writer) = tokio::io::split(carrier);
+    let welcome = {
+        let answer = wait_for(&mut reader, |greeting| match greeting {
+            Greeting::Welcome(welcome) if welcome.nonce == nonce => Some(welcome),
+            _ => None,
+        });
+        tokio::pin!(answer);
+        loop {
+            writer.write_all(&greeting).await?;
+            writer.flush().await?;
+            tokio::select! {
+                welcome = &mut answer => break welcome?,
+                () = tokio::time::sleep(REPEAT_AFTER) => {}
+            }
+        }
+    };
+    let carrier = reader.unsplit(writer);
     if welcome.generation == 0 || welcome.generation > generation {
         return Err(LinkError::Handshake(format!(
             "the guest wants generation {}, we offered {generation}",
@@ -41,8 +59,8 @@ pub async fn greet<C: Carrier>(mut carrier: C, hello: Hello) -> Result<(HostLink
 }
 
 /// Skips lines, even over-long and binary ones, until one is the greeting that is wanted.
-async fn wait_for<C: Carrier, T>(
-    carrier: &mut C,
+async fn wait_for<R: AsyncRead + Unpin, T>(
+    carrier: &mut R,
     mut wanted: impl FnMut(Greeting) -> Option<T>,
 ) -> Result<T, LinkError> {
     let mut skipped = 0;

@@ -35,6 +35,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Time for open connections to take the rest of their answers when everything else has ended.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Time for the processes of workers to end after their VMs; longer than a killed process takes.
+const WORKERS_DEADLINE: Duration = Duration::from_secs(30);
+
 /// What a daemon needs to know.
 pub struct DaemonOptions {
     /// Its home, which is created if need be.
@@ -98,6 +101,8 @@ pub struct Running {
     home: Home,
     app: Arc<App>,
     registry: Store,
+    /// Unless another launcher was given.
+    workers: Option<Arc<Launcher>>,
     stop_grace: Duration,
     server: JoinHandle<()>,
     stop_accepting: Arc<Notify>,
@@ -136,8 +141,8 @@ impl Daemon {
         .await?;
         let images = Arc::new(images);
         let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &settings.accelerator));
-        let launcher = match launcher {
-            Some(launcher) => launcher,
+        let (launcher, workers): (Arc<dyn ports::Launcher>, _) = match launcher {
+            Some(launcher) => (launcher, None),
             None => {
                 let launcher = Launcher::new(
                     home.clone(),
@@ -147,7 +152,8 @@ impl Daemon {
                     settings.boot_timeout.value,
                 );
                 launcher.reap_orphans(&ids).await.map_err(failed("look through", home.run()))?;
-                Arc::new(launcher)
+                let launcher = Arc::new(launcher);
+                (Arc::clone(&launcher) as Arc<dyn ports::Launcher>, Some(launcher))
             }
         };
         let launcher = Arc::new(WithLogs { launcher, logs: Arc::clone(&logs) });
@@ -172,7 +178,7 @@ impl Daemon {
             tasks,
             ids: Ids::default(),
         });
-        Running::serve(app, registry, stop_grace, lock)
+        Running::serve(app, registry, workers, stop_grace, lock)
     }
 }
 
@@ -180,6 +186,7 @@ impl Running {
     fn serve(
         app: Arc<App>,
         registry: Store,
+        workers: Option<Arc<Launcher>>,
         stop_grace: Duration,
         lock: HomeLock,
     ) -> Result<Running, StartError> {
@@ -204,7 +211,7 @@ impl Running {
         files::write_atomically(&home.pid_file(), pid.as_bytes())
             .map_err(failed("write", home.pid_file()))?;
         tracing::info!(socket = %home.socket().display(), "listening");
-        Ok(Running { home, app, registry, stop_grace, server, stop_accepting, _lock: lock })
+        Ok(Running { home, app, registry, workers, stop_grace, server, stop_accepting, _lock: lock })
     }
 
     /// The socket of the API.
@@ -219,7 +226,7 @@ impl Running {
 
     /// Accepts no more connections, stops all VMs, ends open streams and removes socket and pid file.
     pub async fn shutdown(self) {
-        let Running { home, app, registry, stop_grace, mut server, stop_accepting, _lock } = self;
+        let Running { home, app, registry, workers, stop_grace, mut server, stop_accepting, _lock } = self;
         remove(&home.socket());
         stop_accepting.notify_one();
         app.manager.shutdown(stop_grace).await;
@@ -229,6 +236,11 @@ impl Running {
         if timeout(DRAIN_DEADLINE, drained).await.is_err() {
             tracing::info!("cutting off connections whose clients do not read");
             server.abort();
+        }
+        if let Some(workers) = workers
+            && timeout(WORKERS_DEADLINE, workers.workers_gone()).await.is_err()
+        {
+            tracing::error!("some workers did not end");
         }
         registry.close().await;
         remove(&home.pid_file());

@@ -11,8 +11,13 @@ fn position(calls: &[Call], wanted: &Call) -> usize {
 }
 
 fn mounts(calls: &[Call]) -> Vec<&str> {
-    let target = |call: &'_ Call| if let Call::Mount { target, .. } = call { Some(target.as_str()) } else { None };
-    calls.iter().filter_map(target).collect()
+    let mut targets = Vec::new();
+    for call in calls {
+        if let Call::Mount { target, .. } = call {
+            targets.push(target.as_str());
+        }
+    }
+    targets
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! data/logs/<id>.console.log       console of its last VM
 //! run/<id>/                        while it has a VM: see `aegis_proto::worker`
 //! ```
-//! **Invariant:** a runtime directory exists while its worker may live, and names it. A disk appears complete or not
+//! **Invariant:** a runtime directory exists while its VM may live, and names its worker. A disk appears complete or not
 //! at all. Nothing is left running by a failed launch.
 
 mod adopt;
@@ -73,6 +73,12 @@ impl Launcher {
     pub(crate) fn check_home(home: &Home) -> io::Result<()> {
         let longest = InstanceId::from_unix_nanos(u64::MAX);
         socket::check_length(&home.run_dir(&longest).join(CONTROL_SOCKET))
+    }
+
+    /// Waits until no worker of ours is left. Called when all VMs are gone.
+    pub(crate) async fn workers_gone(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Removes the runtime directory of a VM that is gone and keeps its console.

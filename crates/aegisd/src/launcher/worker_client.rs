@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,8 +69,9 @@ impl WorkerClient {
             process: Arc::clone(&process),
             child,
             run_dir: run_dir.to_owned(),
+            ended,
         };
-        tasks.spawn(async move { ended.send_replace(Some(watcher.watch().await)) });
+        tasks.spawn(watcher.watch());
         WorkerClient { rpc, run_dir: run_dir.to_owned(), process, boot_deadline, end }
     }
 
@@ -201,7 +202,7 @@ async fn open_stream(path: &Path, service: Service) -> std::io::Result<UnixStrea
     Err(std::io::Error::other(text.strip_prefix("ERR ").unwrap_or(&text).trim().to_owned()))
 }
 
-/// Waits for the end of a worker and finds out how it came.
+/// Waits for the end of a worker, finds out how it came, and reaps it.
 struct Watcher {
     /// Keeps the connection open, so that its end means the worker's.
     _connection: Client,
@@ -209,54 +210,65 @@ struct Watcher {
     process: Arc<Process>,
     child: Option<Child>,
     run_dir: PathBuf,
+    ended: watch::Sender<Option<Exited>>,
 }
 
 impl Watcher {
-    async fn watch(mut self) -> Exited {
+    async fn watch(mut self) {
         let announced = self.announcement().await;
+        // Its VM is gone by now. The process itself waits for us to close the streams to the guest.
+        self.ended.send_if_modified(|ended| {
+            ended.clone_from(&announced);
+            ended.is_some()
+        });
         if timeout(END_DEADLINE, self.process.exited()).await.is_err() {
             tracing::warn!(dir = %self.run_dir.display(), "a worker hung up and goes on: killing it");
             self.process.kill().await;
         }
         // At most a moment: the process has ended.
         let status = self.child.as_mut().and_then(|child| child.wait().ok());
-        announced.or_else(|| read_exit(&self.run_dir)).unwrap_or_else(|| {
-            let how = match status {
-                Some(status) => match status.signal() {
-                    Some(signal) => format!("it was killed by signal {signal}"),
-                    None => status.to_string(),
-                },
-                None => "it left no note".to_owned(),
-            };
-            let said =
-                complaint(&self.run_dir).map(|line| format!("; it last said: {line}")).unwrap_or_default();
-            Exited { reason: ExitReason::VmmDied, message: format!("the worker died: {how}{said}") }
-        })
+        if announced.is_none() {
+            let found = read_exit(&self.run_dir).unwrap_or_else(|| self.post_mortem(status));
+            self.ended.send_replace(Some(found));
+        }
+    }
+
+    /// The end of a worker that left no word about it.
+    fn post_mortem(&self, status: Option<ExitStatus>) -> Exited {
+        let how = match status {
+            Some(status) => match status.signal() {
+                Some(signal) => format!("it was killed by signal {signal}"),
+                None => status.to_string(),
+            },
+            None => "it left no note".to_owned(),
+        };
+        let said = complaint(&self.run_dir).map(|line| format!("; it last said: {line}")).unwrap_or_default();
+        Exited { reason: ExitReason::VmmDied, message: format!("the worker died: {how}{said}") }
     }
 
     /// What the worker says about its end before it hangs up or dies.
     async fn announcement(&mut self) -> Option<Exited> {
-        let mut announced = None;
-        let mut note = |notification: Notification| {
-            let (method, params) = notification;
-            if method == EXITED {
-                announced = serde_json::from_value(params).ok();
-            }
+        let read = |(method, params): Notification| {
+            if method == EXITED { serde_json::from_value(params).ok() } else { None }
         };
         loop {
             tokio::select! {
-                notification = self.notifications.recv() => match notification {
-                    Some(notification) => note(notification),
-                    None => return announced,
-                },
+                notification = self.notifications.recv() => {
+                    let announced = read(notification?);
+                    if announced.is_some() {
+                        return announced;
+                    }
+                }
                 () = self.process.exited() => break,
             }
         }
-        // What a dead worker sent is still on its way to us, and ends.
         while let Ok(Some(notification)) = timeout(DRAIN_DEADLINE, self.notifications.recv()).await {
-            note(notification);
+            let announced = read(notification);
+            if announced.is_some() {
+                return announced;
+            }
         }
-        announced
+        None
     }
 }
 
