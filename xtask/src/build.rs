@@ -7,8 +7,12 @@ use crate::ui::Step;
 use crate::{assets, cmd, files};
 
 /// Package and binary of each program.
-pub(crate) const PROGRAMS: &[(&str, &str)] =
-    &[("aegis-cli", "aegis"), ("aegisd", "aegisd"), ("aegis-vmm-worker", "aegis-vmm-worker"), ("aegis-bench", "aegis-bench")];
+pub(crate) const PROGRAMS: &[(&str, &str)] = &[
+    ("aegis-cli", "aegis"),
+    ("aegisd", "aegisd"),
+    ("aegis-vmm-worker", "aegis-vmm-worker"),
+    ("aegis-bench", "aegis-bench"),
+];
 
 /// Makes programs and assets.
 pub(crate) fn all(repo: &Repo) -> Result<()> {

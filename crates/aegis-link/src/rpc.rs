@@ -32,6 +32,9 @@ pub enum CallError {
     /// The stream is over.
     #[error("the connection ended: {0}")]
     Closed(String),
+    /// The peer broke the message rules, which ended the stream.
+    #[error("protocol violation: {0}")]
+    Violation(String),
     /// The answer does not have the expected shape.
     #[error("unexpected answer: {0}")]
     BadResult(String),
@@ -46,6 +49,15 @@ pub enum ServeError {
     /// The stream broke.
     #[error("the stream broke")]
     Io(#[from] io::Error),
+}
+
+impl From<ServeError> for CallError {
+    fn from(e: ServeError) -> Self {
+        match e {
+            ServeError::Violation(what) => Self::Violation(what),
+            ServeError::Io(e) => Self::Closed(e.to_string()),
+        }
+    }
 }
 
 impl From<LineTooLong> for ServeError {
@@ -121,21 +133,21 @@ impl<S: Carrier> ClientTask<S> {
     }
 
     async fn run(mut self, mut calls: mpsc::Receiver<Call>) {
-        let reason = loop {
+        let end = loop {
             tokio::select! {
                 call = calls.recv() => match call {
-                    Some(call) => if let Err(e) = self.send(call).await { break e.to_string() },
-                    None => break "no user left".to_owned(),
+                    Some(call) => if let Err(e) = self.send(call).await { break CallError::Closed(e.to_string()) },
+                    None => break CallError::Closed("no user left".to_owned()),
                 },
                 line = self.lines.next() => match line {
-                    Ok(Some(line)) => if let Err(e) = self.receive(&line).await { break e.to_string() },
-                    Ok(None) => break "the peer closed the stream".to_owned(),
-                    Err(e) => break e.to_string(),
+                    Ok(Some(line)) => if let Err(e) = self.receive(&line).await { break e.into() },
+                    Ok(None) => break CallError::Closed("the peer closed the stream".to_owned()),
+                    Err(e) => break e.into(),
                 },
             }
         };
         for (_, reply) in self.pending.drain() {
-            let _ = reply.send(Err(CallError::Closed(reason.clone())));
+            let _ = reply.send(Err(end.clone()));
         }
         // Not waited for: the stream may be broken.
         let _ = self.writer.shutdown().await;

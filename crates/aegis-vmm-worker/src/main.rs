@@ -1,5 +1,6 @@
 //! `aegis-vmm-worker <config.json>`: runs the VM of a configuration, on inherited listening sockets.
 //! `aegis-vmm-worker probe <config.json>`: boots it once and prints whether that worked, as one line of JSON.
+//! `aegis-vmm-worker confinement`: prints how well a worker can shut itself in on this host, as one line of JSON.
 //!
 //! Meant to be started by the daemon only. Its log goes to standard error.
 #![deny(unsafe_code)]
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use aegis_proto::worker::{CONTROL_FD, Confinement, STREAMS_FD, WorkerConfig};
+use aegis_types::{Accelerator, Mib, Vcpus, VmId, VmSpec};
 use aegis_vmm_qemu::Qemu;
 use aegis_vmm_worker::{confine, probe, run_until};
 use tokio::net::UnixListener;
@@ -21,7 +23,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Instrument as _;
 
-const USAGE: &str = "usage: aegis-vmm-worker [probe] <config.json>";
+const USAGE: &str = "usage: aegis-vmm-worker [probe] <config.json> | confinement";
 
 type Failure = Box<dyn Error>;
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let outcome = match args.as_slice() {
         [command, config] if command == "probe" => probe_once(Path::new(config)),
+        [command] if command == "confinement" => print_confinement(),
         [config] => work(Path::new(config)),
         _ => Err(USAGE.into()),
     };
@@ -50,7 +53,7 @@ fn work(config: &Path) -> Result<(), Failure> {
     let config = read_config(config)?;
     // A signal to the daemon's process group is not meant for us. Fails for a group leader, who needs none.
     let _ = rustix::process::setsid();
-    let (confinement, scope) = confine::apply(&config);
+    let (confinement, scope) = confine::apply(&config.vm);
     let span = tracing::info_span!("vm", instance = %config.instance_id, vm = %config.vm.vm_id);
     span.in_scope(|| announce(&confinement));
     runtime()?.block_on(
@@ -72,9 +75,30 @@ fn work(config: &Path) -> Result<(), Failure> {
 fn probe_once(config: &Path) -> Result<(), Failure> {
     let qemu = Qemu::new();
     let config = read_config(config)?;
-    let (_, scope) = confine::apply(&config);
+    let (_, scope) = confine::apply(&config.vm);
     let report = runtime()?.block_on(probe(&config, &qemu));
     let line = serde_json::to_string(&report)?;
+    writeln!(io::stdout(), "{line}")?;
+    drop(scope);
+    Ok(())
+}
+
+/// Does what a worker does, for a VM that needs nothing, and tells what came of it.
+fn print_confinement() -> Result<(), Failure> {
+    let nowhere = PathBuf::new();
+    let vm = VmSpec {
+        vm_id: VmId::from_random(std::process::id().into()),
+        vmm_path: nowhere.clone(),
+        accelerator: Accelerator::Tcg,
+        kernel: nowhere.clone(),
+        initramfs: nowhere.clone(),
+        memory: Mib::DEFAULT,
+        vcpus: Vcpus::DEFAULT,
+        disks: Vec::new(),
+        runtime_dir: nowhere,
+    };
+    let (confinement, scope) = confine::apply(&vm);
+    let line = serde_json::to_string(&confinement)?;
     writeln!(io::stdout(), "{line}")?;
     drop(scope);
     Ok(())

@@ -53,7 +53,8 @@ async fn examine(context: &Context) -> Report {
     for (asset, label) in ASSETS {
         checks.push(check_asset(asset, label, home, daemon.as_ref()).await);
     }
-    checks.push(host::confinement());
+    let worker = locate(Asset::Worker, None, home).ok();
+    checks.push(host::confinement(worker.as_ref().map(|w| w.path.as_path())).await);
     checks.push(host::disk_space(home.root()));
     let settings = match settings {
         Ok(settings) => setting_lines(&settings),

@@ -69,26 +69,63 @@ pub(super) async fn version_of(program: &Path) -> Result<String, String> {
     }
 }
 
-/// What the kernel offers for shutting workers in. What a worker made of it is in `aegis instance info`.
-pub(super) fn confinement() -> Check {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let modules = fs::read_to_string("/sys/kernel/security/lsm").ok();
-    offered(status.contains("\nSeccomp:"), modules.as_deref())
+/// How well a worker can shut itself in: it tries, and tells.
+pub(super) async fn confinement(worker: Option<&Path>) -> Check {
+    let unknown = |problem: String| {
+        Check::odd("Confinement", "unknown", problem, "see what is said of the worker; reinstall AegisVM")
+    };
+    let Some(worker) = worker else { return unknown("there is no worker to ask".to_owned()) };
+    let output = Command::new(worker).arg("confinement").stdin(Stdio::null()).kill_on_drop(true).output();
+    match tokio::time::timeout(VERSION_DEADLINE, output).await {
+        Ok(Ok(output)) => match serde_json::from_slice(&output.stdout) {
+            Ok(layers) => reached(&layers),
+            Err(_) => unknown(format!("the worker does not tell ({})", output.status)),
+        },
+        Ok(Err(e)) => unknown(format!("the worker cannot be started: {e}")),
+        Err(_) => unknown(format!("the worker does not answer within {} s", VERSION_DEADLINE.as_secs())),
+    }
 }
 
-fn offered(seccomp: bool, security_modules: Option<&str>) -> Check {
-    let landlock = security_modules.map(|list| list.trim().split(',').any(|module| module == "landlock"));
-    let seccomp = if seccomp { "seccomp" } else { "no seccomp" };
-    match landlock {
-        Some(true) => Check::good("Confinement", format!("landlock, {seccomp}")),
-        Some(false) => Check::odd(
-            "Confinement",
-            format!("no landlock, {seccomp}"),
-            "the kernel does not offer landlock, so workers are confined less",
-            "boot with `lsm=landlock,...` on a kernel from 5.13 on",
-        ),
-        None => Check::good("Confinement", format!("{seccomp}; landlock is tried at each start of a VM")),
+/// What `aegis-vmm-worker confinement` prints, as far as it matters here.
+#[derive(serde::Deserialize)]
+struct Layers {
+    landlock_abi: u32,
+    seccomp: bool,
+    no_new_privs: bool,
+    #[serde(default)]
+    cgroup: Option<std::path::PathBuf>,
+}
+
+fn reached(layers: &Layers) -> Check {
+    let mut names = Vec::new();
+    if layers.landlock_abi > 0 {
+        names.push(format!("landlock (ABI {})", layers.landlock_abi));
     }
+    let present = [
+        (layers.seccomp, "seccomp"),
+        (layers.no_new_privs, "no_new_privs"),
+        (layers.cgroup.is_some(), "cgroup"),
+    ];
+    names.extend(present.into_iter().filter(|(there, _)| *there).map(|(_, name)| name.to_owned()));
+    let text = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    if layers.landlock_abi == 0 {
+        let hint = "boot with `lsm=landlock,...` on a kernel from 5.13 on";
+        return Check::odd(
+            "Confinement",
+            text,
+            "the kernel does not offer landlock, so workers are confined less",
+            hint,
+        );
+    }
+    if !layers.seccomp || !layers.no_new_privs {
+        return Check::odd(
+            "Confinement",
+            text,
+            "the kernel lacks seccomp, so workers are confined less",
+            "use a distribution kernel",
+        );
+    }
+    Check::good("Confinement", text)
 }
 
 /// Free space where the home is or will be.
@@ -137,14 +174,13 @@ mod tests {
 
     #[test]
     fn confinement_tells_what_is_missing() {
-        assert!(json(&offered(true, Some("lockdown,landlock,yama\n"))).contains(r#""level":"ok""#));
-        assert!(json(&offered(true, Some("lockdown"))).contains("5.13"));
-        assert!(json(&offered(false, None)).contains("no seccomp; landlock is tried"));
-    }
-
-    #[tokio::test]
-    async fn a_program_that_is_none_is_a_problem() {
-        assert!(version_of(Path::new("/nonexistent/qemu")).await.unwrap_err().contains("cannot be started"));
-        assert!(version_of(Path::new("/bin/false")).await.is_err());
+        let layers = |abi, seccomp| Layers { landlock_abi: abi, seccomp, no_new_privs: true, cgroup: None };
+        let full = json(&reached(&layers(6, true)));
+        assert!(
+            full.contains(r#""level":"ok""#) && full.contains("landlock (ABI 6), seccomp, no_new_privs"),
+            "{full}"
+        );
+        assert!(json(&reached(&layers(0, true))).contains("does not offer landlock"));
+        assert!(json(&reached(&layers(6, false))).contains("lacks seccomp"));
     }
 }
