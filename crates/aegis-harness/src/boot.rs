@@ -61,8 +61,6 @@ const DEV_LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-const RESOLV_CONF: &[u8] = b"nameserver 192.168.127.1\n";
-
 const fn mount(
     kind: &'static str,
     target: &'static str,
@@ -175,11 +173,5 @@ fn complete(sys: &dyn Sys) {
     }
     if let Err(error) = sys.loopback_up() {
         warn!("cannot bring up the loopback interface: {error}");
-    }
-    let resolv_conf = Path::new("/etc/resolv.conf");
-    if !sys.exists(resolv_conf)
-        && let Err(error) = sys.write_file(resolv_conf, RESOLV_CONF)
-    {
-        warn!("cannot write {}: {error}", resolv_conf.display());
     }
 }

@@ -4,14 +4,10 @@ use anyhow::Result;
 
 use super::tree::{Node, Tree};
 
-/// The guest's address for everything outside, and its name server.
-const GATEWAY: &str = "192.168.127.1";
-
 /// Completes the tree of unpacked packages to a system that programs can live in.
 pub(super) fn apply(tree: &mut Tree) -> Result<()> {
     directories(tree);
     accounts(tree)?;
-    network(tree);
     certificates(tree);
     for (from, to) in [
         ("usr/share/base-files/profile", "etc/profile"),
@@ -22,6 +18,8 @@ pub(super) fn apply(tree: &mut Tree) -> Result<()> {
         let contents = tree.contents(from)?.to_vec();
         tree.file(to, 0o644, contents);
     }
+    // Host name and hosts are the harness's to write; there is no network to resolve names in.
+    tree.file("etc/resolv.conf", 0o644, "");
     tree.file("etc/shells", 0o644, "/bin/sh\n/bin/dash\n/bin/bash\n");
     tree.file("etc/machine-id", 0o444, "");
     tree.file("etc/fstab", 0o644, "");
@@ -36,7 +34,7 @@ pub(super) fn apply(tree: &mut Tree) -> Result<()> {
 }
 
 fn directories(tree: &mut Tree) {
-    for directory in ["dev", "proc", "sys", "run", "mnt", "var/log", "workspace"] {
+    for directory in ["dev", "proc", "sys", "run", "mnt", "var/log"] {
         tree.directory(directory, 0o755);
     }
     tree.directory("tmp", 0o1777);
@@ -52,13 +50,6 @@ fn accounts(tree: &mut Tree) -> Result<()> {
         tree.file(&format!("etc/{name}"), 0o644, contents);
     }
     Ok(())
-}
-
-fn network(tree: &mut Tree) {
-    tree.file("etc/hostname", 0o644, "aegis\n");
-    let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
-    tree.file("etc/hosts", 0o644, hosts);
-    tree.file("etc/resolv.conf", 0o644, format!("nameserver {GATEWAY}\n"));
 }
 
 /// One bundle of all certificate authorities, where OpenSSL and those who imitate it look.
