@@ -75,7 +75,12 @@ impl LogEntry {
     }
 
     /// A message of AegisVM about the instance.
-    pub fn system(ts: Timestamp, instance_id: InstanceId, stream: LogStream, line: impl Into<String>) -> Self {
+    pub fn system(
+        ts: Timestamp,
+        instance_id: InstanceId,
+        stream: LogStream,
+        line: impl Into<String>,
+    ) -> Self {
         let source = LogSource::System;
         Self { ts, stream, line: line.into(), source, instance_id, exec_id: None, partial: false, raw: None }
     }
@@ -109,7 +114,14 @@ mod tests {
 
     fn entry(bytes: &[u8], partial: bool) -> LogEntry {
         let id = InstanceId::from_unix_nanos(1);
-        LogEntry::output(Timestamp::UNIX_EPOCH, id, LogSource::Server, LogStream::Stdout, bytes.to_vec(), partial)
+        LogEntry::output(
+            Timestamp::UNIX_EPOCH,
+            id,
+            LogSource::Server,
+            LogStream::Stdout,
+            bytes.to_vec(),
+            partial,
+        )
     }
 
     #[test]

@@ -49,7 +49,11 @@ pub(crate) async fn measure(runs: u32, kernel: Option<&Path>) -> Result<Report, 
     result
 }
 
-async fn measure_on(installation: &Installation, runs: u32, kernel: Option<&Path>) -> Result<Report, BenchError> {
+async fn measure_on(
+    installation: &Installation,
+    runs: u32,
+    kernel: Option<&Path>,
+) -> Result<Report, BenchError> {
     let client = &installation.client;
     let status = client.status().await?;
     // The first start decides on the accelerator; it is not part of the measurement.
@@ -100,7 +104,11 @@ fn rows(samples: &Samples) -> Vec<Row> {
 }
 
 /// One instance: its boot, some execs, some pauses, its end.
-async fn measure_instance(installation: &Installation, name: &str, samples: &mut Samples) -> Result<(), BenchError> {
+async fn measure_instance(
+    installation: &Installation,
+    name: &str,
+    samples: &mut Samples,
+) -> Result<(), BenchError> {
     let client = &installation.client;
     let start = Instant::now();
     let id = create(client, name).await?;
@@ -132,7 +140,11 @@ async fn warm_up(installation: &Installation) -> Result<(String, Vec<Memory>), B
     let (_, release) = guest::exec(client, &id, &["uname", "-r"]).await?;
     let mut memory = Vec::new();
     let worker = installation.daemon_pid().and_then(|pid| child_named(pid, "aegis-vmm-worke"));
-    memory.extend(worker.and_then(resident_kib).map(|resident_kib| Memory { process: "worker of a live VM", resident_kib }));
+    memory.extend(
+        worker
+            .and_then(resident_kib)
+            .map(|resident_kib| Memory { process: "worker of a live VM", resident_kib }),
+    );
     client.delete(&id).await?;
     let daemon = installation.daemon_pid().and_then(resident_kib);
     memory.extend(daemon.map(|resident_kib| Memory { process: "aegisd, idle", resident_kib }));
@@ -170,7 +182,11 @@ async fn time_action(client: &Client, id: &str, action: Action) -> Result<Durati
 async fn time_command(command: &mut tokio::process::Command) -> Result<Duration, BenchError> {
     let start = Instant::now();
     let status = command.status().await.map_err(BenchError::io("run aegis"))?;
-    if status.success() { Ok(start.elapsed()) } else { Err(BenchError::Failed(format!("aegis failed: {status}"))) }
+    if status.success() {
+        Ok(start.elapsed())
+    } else {
+        Err(BenchError::Failed(format!("aegis failed: {status}")))
+    }
 }
 
 fn bare_spec(accelerator: Accelerator, kernel: Option<&Path>, scratch: &Path) -> Result<VmSpec, BenchError> {
@@ -200,7 +216,9 @@ fn cpu_model() -> String {
 
 fn resident_kib(pid: u32) -> Option<u64> {
     let status = read(&format!("/proc/{pid}/status"));
-    status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
 }
 
 /// The child of a process with this name (the kernel keeps 15 characters of it).

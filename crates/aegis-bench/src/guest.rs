@@ -11,8 +11,13 @@ use crate::BenchError;
 const SPAWNS: u32 = 100;
 
 /// Runs a command and returns its standard output and the time from the request to its end.
-pub(crate) async fn exec(client: &Client, target: &str, command: &[&str]) -> Result<(Duration, Vec<u8>), BenchError> {
-    let request = ExecRequest { command: command.iter().map(|&s| s.to_owned()).collect(), ..Default::default() };
+pub(crate) async fn exec(
+    client: &Client,
+    target: &str,
+    command: &[&str],
+) -> Result<(Duration, Vec<u8>), BenchError> {
+    let request =
+        ExecRequest { command: command.iter().map(|&s| s.to_owned()).collect(), ..Default::default() };
     let start = Instant::now();
     let mut events = client.exec(target, &request).await?;
     let mut output = Vec::new();
@@ -22,7 +27,11 @@ pub(crate) async fn exec(client: &Client, target: &str, command: &[&str]) -> Res
             ExecEvent::Entry(entry) => output.extend_from_slice(&entry.bytes()),
             ExecEvent::Done(done) if done.exit_code == 0 => return Ok((start.elapsed(), output)),
             ExecEvent::Done(done) => {
-                return Err(BenchError::Failed(format!("`{}` failed with code {}", command.join(" "), done.exit_code)));
+                return Err(BenchError::Failed(format!(
+                    "`{}` failed with code {}",
+                    command.join(" "),
+                    done.exit_code
+                )));
             }
         }
     }
@@ -36,6 +45,9 @@ pub(crate) async fn spawn_cost(client: &Client, target: &str) -> Result<Duration
     );
     let (_, output) = exec(client, target, &["sh", "-c", &script]).await?;
     let text = String::from_utf8_lossy(&output);
-    let total: u64 = text.trim().parse().map_err(|_| BenchError::Failed(format!("unexpected output `{}`", text.trim())))?;
+    let total: u64 = text
+        .trim()
+        .parse()
+        .map_err(|_| BenchError::Failed(format!("unexpected output `{}`", text.trim())))?;
     Ok(Duration::from_nanos(total) / SPAWNS)
 }

@@ -26,11 +26,19 @@ pub(crate) struct Installation {
 impl Installation {
     /// Starts a daemon and waits until it answers.
     pub(crate) async fn start(kernel: Option<&Path>) -> Result<Self, BenchError> {
-        let home = tempfile::Builder::new().prefix("aegis-bench-").tempdir().map_err(BenchError::io("make a home"))?;
+        let home = tempfile::Builder::new()
+            .prefix("aegis-bench-")
+            .tempdir()
+            .map_err(BenchError::io("make a home"))?;
         let layout = Home::resolve(Some(home.path().to_owned()))?;
         let program = locate(Asset::Daemon, None, &layout)?.path;
         let mut command = Command::new(program);
-        command.arg("--home").arg(home.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("--home")
+            .arg(home.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         if let Some(kernel) = kernel {
             command.arg("--kernel").arg(kernel);
         }

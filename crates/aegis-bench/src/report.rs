@@ -55,16 +55,26 @@ impl Report {
     pub(crate) fn to_table(&self) -> String {
         let m = &self.machine;
         let mut text = String::new();
-        let mut line = |args: std::fmt::Arguments<'_>| writeln!(text, "{args}").expect("a String takes everything");
-        line(format_args!("{} · {} cores · host {} · guest {} · {}", m.cpu, m.cores, m.host_kernel, m.guest_kernel, m.accelerator));
-        line(format_args!("{:<34} {:>9} {:>9} {:>9} {:>4}  {:>6}", "milliseconds", "median", "min", "max", "n", "ratio"));
+        let mut line =
+            |args: std::fmt::Arguments<'_>| writeln!(text, "{args}").expect("a String takes everything");
+        line(format_args!(
+            "{} · {} cores · host {} · guest {} · {}",
+            m.cpu, m.cores, m.host_kernel, m.guest_kernel, m.accelerator
+        ));
+        line(format_args!(
+            "{:<34} {:>9} {:>9} {:>9} {:>4}  {:>6}",
+            "milliseconds", "median", "min", "max", "n", "ratio"
+        ));
         for row in &self.rows {
             let versus = match (row.ratio, row.floor) {
                 (Some(ratio), Some(floor)) => format!("{ratio:>6.2} × {floor}"),
                 _ => "     –".to_owned(),
             };
             let s = row.ms;
-            line(format_args!("{:<34} {:>9.2} {:>9.2} {:>9.2} {:>4}  {versus}", row.name, s.median, s.min, s.max, s.count));
+            line(format_args!(
+                "{:<34} {:>9.2} {:>9.2} {:>9.2} {:>4}  {versus}",
+                row.name, s.median, s.min, s.max, s.count
+            ));
         }
         for memory in &self.memory {
             let mib = memory.resident_kib as f64 / 1024.0;

@@ -9,8 +9,21 @@ pub fn append_file(image: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
 
 fn append(image: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     let links = 1;
-    let fields =
-        [0, mode, 0, 0, links, 0, u32::try_from(data.len()).unwrap(), 0, 0, 0, 0, u32::try_from(name.len() + 1).unwrap(), 0];
+    let fields = [
+        0,
+        mode,
+        0,
+        0,
+        links,
+        0,
+        u32::try_from(data.len()).unwrap(),
+        0,
+        0,
+        0,
+        0,
+        u32::try_from(name.len() + 1).unwrap(),
+        0,
+    ];
     image.extend_from_slice(b"070701");
     for field in fields {
         image.extend_from_slice(format!("{field:08X}").as_bytes());

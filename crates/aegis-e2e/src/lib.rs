@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod procs;
 pub mod initramfs;
+mod procs;
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -80,7 +80,9 @@ impl Aegis {
         let home = tempfile::Builder::new().prefix("aegis-e2e-").tempdir().unwrap();
         let bin = match std::env::var_os("AEGIS_E2E_BIN_DIR") {
             Some(dir) => PathBuf::from(dir),
-            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bin").canonicalize().unwrap_or_default(),
+            None => {
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bin").canonicalize().unwrap_or_default()
+            }
         };
         assert!(bin.join("aegis").exists(), "no programs in `{}`: run `make all` first", bin.display());
         Self { home, bin, env: Vec::new() }

@@ -32,14 +32,20 @@ pub(crate) fn mentioning(home: &Path) -> Vec<Process> {
     let own = std::process::id();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
         let command = String::from_utf8_lossy(&read("cmdline")).into_owned();
         let program = command.split('\0').next().unwrap_or_default();
         let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let ours = program.starts_with("aegisd") || program.starts_with("aegis-") || program.starts_with("qemu-");
+        let ours =
+            program.starts_with("aegisd") || program.starts_with("aegis-") || program.starts_with("qemu-");
         // A zombie has no command line; it is somebody's to reap and runs nothing.
-        if pid != own && ours && (command.contains(home) || String::from_utf8_lossy(&read("environ")).contains(home)) {
+        if pid != own
+            && ours
+            && (command.contains(home) || String::from_utf8_lossy(&read("environ")).contains(home))
+        {
             found.push(Process { pid, program });
         }
     }

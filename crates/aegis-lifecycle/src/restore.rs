@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_proto::worker::Phase;
 use aegis_types::{InstanceState, StopReason};
 use jiff::Timestamp;
 use tokio::time::timeout;
@@ -41,12 +42,16 @@ pub(crate) async fn create(
 /// Finds out what became of an instance and runs its driver.
 pub(crate) async fn restore(shared: &Arc<Shared>, record: Record) {
     let (found, live) = look(shared, &record).await;
+    let booting = matches!(found, Found::Alive { phase: Ok(Phase::Booting), .. });
     let (instance, driver) = Driver::new(shared, record.clone(), restored(record.enabled, found), live);
     let mut status = instance.watch();
     shared.insert(instance);
     shared.spawn(driver);
-    // Only a VM that is attached to is `starting` here; it goes on by itself.
-    let _ = timeout(ATTACH_TIMEOUT, status.wait_for(|s| s.state != InstanceState::Starting)).await;
+    // Only a VM that is attached to is `starting` here; it goes on by itself. One whose guest does not answer yet stays
+    // so until it has booted.
+    if !booting {
+        let _ = timeout(ATTACH_TIMEOUT, status.wait_for(|s| s.state != InstanceState::Starting)).await;
+    }
 }
 
 async fn look(shared: &Shared, record: &Record) -> (Found, Option<Live>) {

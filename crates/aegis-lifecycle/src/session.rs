@@ -172,7 +172,9 @@ async fn call<R: serde::de::DeserializeOwned>(
                 None => Err(Obstacle::Unreachable(text::bounded(&e.message))),
             }
         }
-        Ok(Err(e @ (CallError::BadResult(_) | CallError::Violation(_)))) => Err(Obstacle::Nonsense(text::chain(&e))),
+        Ok(Err(e @ (CallError::BadResult(_) | CallError::Violation(_)))) => {
+            Err(Obstacle::Nonsense(text::chain(&e)))
+        }
         Ok(Err(e @ (CallError::Closed(_) | CallError::TooLarge(_)))) => {
             Err(Obstacle::Unreachable(text::chain(&e)))
         }

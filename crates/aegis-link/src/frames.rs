@@ -42,7 +42,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             }
             let count = self.reader.read(&mut self.buffer).await?;
             if count == 0 {
-                return if self.decoder.has_partial() { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(None) };
+                return if self.decoder.has_partial() {
+                    Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
+                } else {
+                    Ok(None)
+                };
             }
             self.decoder.push(&self.buffer[..count]);
         }

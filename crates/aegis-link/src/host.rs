@@ -1,5 +1,6 @@
 //! The host's end of the link.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aegis_proto::control;
@@ -55,7 +56,7 @@ pub async fn greet<C: Carrier>(carrier: C, hello: Hello) -> Result<(HostLink, We
     }
     let (lent, returned) = Lent::new(carrier);
     let (mux, _) = Mux::start(lent, Side::Host);
-    Ok((HostLink { mux, returned: std::sync::Arc::new(std::sync::Mutex::new(Some(returned))) }, welcome))
+    Ok((HostLink { mux, returned: Arc::new(Mutex::new(Some(returned))) }, welcome))
 }
 
 /// Skips lines, even over-long and binary ones, until one is the greeting that is wanted.
@@ -81,11 +82,14 @@ async fn wait_for<R: AsyncRead + Unpin, T>(
     }
 }
 
+/// Where the carrier arrives when the multiplexer is over; taken by whoever parks.
+type Returned = oneshot::Receiver<Box<dyn Carrier>>;
+
 /// An established link. Clones share it; when all are dropped it closes.
 #[derive(Clone)]
 pub struct HostLink {
     mux: Mux,
-    returned: std::sync::Arc<std::sync::Mutex<Option<oneshot::Receiver<Box<dyn Carrier>>>>>,
+    returned: Arc<Mutex<Option<Returned>>>,
 }
 
 impl HostLink {
@@ -139,7 +143,7 @@ struct Lent {
 }
 
 impl Lent {
-    fn new<C: Carrier>(carrier: C) -> (Self, oneshot::Receiver<Box<dyn Carrier>>) {
+    fn new<C: Carrier>(carrier: C) -> (Self, Returned) {
         let (back, returned) = oneshot::channel();
         (Self { carrier: Some(Box::new(carrier)), back: Some(back) }, returned)
     }
@@ -168,7 +172,11 @@ mod lent_io {
     use super::Lent;
 
     impl AsyncRead for Lent {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, b: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            b: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
             self.get().poll_read(cx, b)
         }
     }

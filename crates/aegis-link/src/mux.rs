@@ -44,13 +44,21 @@ impl fmt::Display for LinkEnd {
 pub struct Stream(Compat<yamux::Stream>);
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
@@ -174,7 +182,8 @@ impl<C: Carrier> Driver<C> {
             while let Some(reply) = self.next_open() {
                 match self.connection.poll_new_outbound(cx) {
                     Poll::Ready(result) => {
-                        let result = result.map(|s| Stream(s.compat())).map_err(|e| LinkError::Ended(classify(&e)));
+                        let result =
+                            result.map(|s| Stream(s.compat())).map_err(|e| LinkError::Ended(classify(&e)));
                         let _ = reply.send(result);
                     }
                     Poll::Pending => {

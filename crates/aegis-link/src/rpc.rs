@@ -102,7 +102,11 @@ impl Client {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call<P: Serialize + ?Sized, R: DeserializeOwned>(&self, method: &str, params: &P) -> Result<R, CallError> {
+    pub async fn call<P: Serialize + ?Sized, R: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: &P,
+    ) -> Result<R, CallError> {
         let params = serde_json::to_value(params).map_err(|e| CallError::BadResult(e.to_string()))?;
         let (reply, answer) = oneshot::channel();
         let closed = || CallError::Closed("the stream is closed".to_owned());
@@ -188,7 +192,9 @@ impl<S: Carrier> ClientTask<S> {
                 }
                 Ok(())
             }
-            Kind::Request { method, .. } => Err(ServeError::Violation(format!("unexpected request `{method}`"))),
+            Kind::Request { method, .. } => {
+                Err(ServeError::Violation(format!("unexpected request `{method}`")))
+            }
         }
     }
 }
@@ -250,7 +256,10 @@ async fn next_of(outgoing: &mut Option<mpsc::Receiver<Message>>) -> Message {
     std::future::pending().await
 }
 
-async fn write_message<W: tokio::io::AsyncWrite + Unpin>(writer: &mut W, message: &Message) -> io::Result<()> {
+async fn write_message<W: tokio::io::AsyncWrite + Unpin>(
+    writer: &mut W,
+    message: &Message,
+) -> io::Result<()> {
     // An answer above the limit would be refused by the peer: say so instead of sending it.
     let line = match message.encode() {
         Ok(line) => line,

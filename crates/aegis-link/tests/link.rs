@@ -39,7 +39,9 @@ impl rpc::Handler for Control {
             control::PARK => Ok(Value::Null),
             "echo" => Ok(params),
             "huge" => Ok(json!("x".repeat(2 << 20))),
-            _ => Err(RpcError { code: METHOD_NOT_FOUND, message: format!("no method `{method}`"), data: None }),
+            _ => {
+                Err(RpcError { code: METHOD_NOT_FOUND, message: format!("no method `{method}`"), data: None })
+            }
         }
     }
 }
@@ -120,9 +122,14 @@ async fn calls_run_concurrently_and_answers_find_their_callers() {
         tasks.spawn(async move { assert_eq!(client.call::<_, u64>("echo", &i).await.unwrap(), i) });
     }
     tasks.join_all().await;
-    assert!(matches!(client.call::<_, Value>("nope", &()).await, Err(rpc::CallError::Rpc(e)) if e.code == METHOD_NOT_FOUND));
+    assert!(
+        matches!(client.call::<_, Value>("nope", &()).await, Err(rpc::CallError::Rpc(e)) if e.code == METHOD_NOT_FOUND)
+    );
     // Too large in either direction: an error for this call, and the stream goes on.
-    assert!(matches!(client.call::<_, Value>("echo", &"x".repeat(2 << 20)).await, Err(rpc::CallError::TooLarge(_))));
+    assert!(matches!(
+        client.call::<_, Value>("echo", &"x".repeat(2 << 20)).await,
+        Err(rpc::CallError::TooLarge(_))
+    ));
     assert!(matches!(client.call::<_, Value>("huge", &()).await, Err(rpc::CallError::Rpc(_))));
     assert_eq!(client.call::<_, u64>("echo", &1u64).await.unwrap(), 1);
 }
@@ -217,7 +224,11 @@ mod shared_io {
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
     impl AsyncRead for super::Shared {
-        fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, b: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            b: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
             Pin::new(&mut *self.0.lock().unwrap()).poll_read(cx, b)
         }
     }

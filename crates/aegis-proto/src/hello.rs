@@ -102,7 +102,9 @@ mod tests {
             machine_id: "0".repeat(32),
         });
         let text = String::from_utf8(hello.encode()).unwrap();
-        assert!(text.starts_with(r#"{"aegis":"hello","generation":1,"nonce":"n","time_unix_ns":5,"seed":"ab"#));
+        assert!(
+            text.starts_with(r#"{"aegis":"hello","generation":1,"nonce":"n","time_unix_ns":5,"seed":"ab"#)
+        );
         assert!(text.len() < HELLO_MAX);
         assert_eq!(Greeting::decode(text.trim_end().as_bytes()), Some(hello.clone()));
         assert!(!format!("{hello:?}").contains("abab"));

@@ -196,7 +196,10 @@ mod tests {
             line(&Message::request(7, "run", &json!({"a": 1}))),
             "{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"run\",\"params\":{\"a\":1}}\n"
         );
-        assert_eq!(line(&Message::response(7, Ok(json!(1)))), "{\"jsonrpc\":\"2.0\",\"id\":7,\"result\":1}\n");
+        assert_eq!(
+            line(&Message::response(7, Ok(json!(1)))),
+            "{\"jsonrpc\":\"2.0\",\"id\":7,\"result\":1}\n"
+        );
     }
 
     #[test]

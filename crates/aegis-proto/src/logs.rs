@@ -108,7 +108,8 @@ impl LogEvent {
         match frame.kind {
             LINE => parse_line(&frame.payload).map(Self::Line),
             DROPPED => {
-                let count = frame.payload.as_slice().try_into().map_err(|e| FrameError::malformed(DROPPED, e))?;
+                let count =
+                    frame.payload.as_slice().try_into().map_err(|e| FrameError::malformed(DROPPED, e))?;
                 Ok(Self::Dropped { count: u64::from_be_bytes(count) })
             }
             EXITED => Ok(Self::Exited(frame.parse_json()?)),
@@ -147,11 +148,9 @@ mod tests {
             partial: true,
             bytes: vec![0, 0xff, b'x'],
         };
-        for event in [
-            LogEvent::Line(line),
-            LogEvent::Dropped { count: 3 },
-            LogEvent::Exited(ExitStatus::exited(42)),
-        ] {
+        for event in
+            [LogEvent::Line(line), LogEvent::Dropped { count: 3 }, LogEvent::Exited(ExitStatus::exited(42))]
+        {
             assert_eq!(LogEvent::from_frame(event.clone().into_frame()), Ok(event));
         }
         let subscribe = Subscribe { after_seq: 9 };

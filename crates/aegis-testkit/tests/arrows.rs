@@ -9,7 +9,8 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 /// Normal and build dependencies of every package in the graph, by name; dev-dependencies do not count.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = MetadataCommand::new().other_options(["--offline".to_owned()]).exec().unwrap();
-    let names: BTreeMap<_, _> = metadata.packages.iter().map(|p| (p.id.clone(), p.name.to_string())).collect();
+    let names: BTreeMap<_, _> =
+        metadata.packages.iter().map(|p| (p.id.clone(), p.name.to_string())).collect();
     let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in metadata.resolve.unwrap().nodes {
         let direct = node
@@ -45,25 +46,45 @@ fn chain(graph: &BTreeMap<String, BTreeSet<String>>, from: &str, to: &str) -> Op
 fn forbidden_arrows_do_not_exist() {
     let graph = dependencies();
     let backends = ["aegis-vmm-qemu"];
-    let host_only = ["aegis-vmm", "aegis-vmm-qemu", "aegis-vmm-worker", "aegis-lifecycle", "aegis-store", "aegis-image", "aegisd"];
+    let host_only = [
+        "aegis-vmm",
+        "aegis-vmm-qemu",
+        "aegis-vmm-worker",
+        "aegis-lifecycle",
+        "aegis-store",
+        "aegis-image",
+        "aegisd",
+    ];
     let io = ["tokio", "rusqlite", "axum", "hyper"];
     let mut rules: Vec<(&str, Vec<&str>)> = vec![
         ("aegis-types", io.to_vec()),
         ("aegis-api", io.to_vec()),
         ("aegis-proto", io.to_vec()),
-        ("aegis-lifecycle", [&backends[..], &["axum", "hyper", "rusqlite", "aegis-api", "aegis-store"]].concat()),
+        (
+            "aegis-lifecycle",
+            [&backends[..], &["axum", "hyper", "rusqlite", "aegis-api", "aegis-store"]].concat(),
+        ),
         ("aegis-link", vec!["aegis-api", "aegis-vmm", "aegis-lifecycle", "hyper", "rusqlite"]),
         ("aegis-store", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "axum", "hyper"]),
         ("aegis-image", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "tokio"]),
         ("aegis-vmm-worker", vec!["aegis-api", "aegis-lifecycle", "aegis-store", "axum", "rusqlite"]),
     ];
     for backend in backends {
-        rules.push((backend, vec!["aegis-proto", "aegis-link", "aegis-api", "aegis-lifecycle", "aegis-vmm-worker"]));
+        rules.push((
+            backend,
+            vec!["aegis-proto", "aegis-link", "aegis-api", "aegis-lifecycle", "aegis-vmm-worker"],
+        ));
     }
     // Guest programs never see host crates, host presentation never sees the store or the guest wire.
-    rules.push(("aegis-harness", [&host_only[..], &["aegis-api", "aegis-client", "hyper", "axum", "rusqlite"]].concat()));
+    rules.push((
+        "aegis-harness",
+        [&host_only[..], &["aegis-api", "aegis-client", "hyper", "axum", "rusqlite"]].concat(),
+    ));
     for presentation in ["aegis-client", "aegis-cli"] {
-        rules.push((presentation, [&host_only[..], &["aegis-proto", "aegis-link", "rusqlite", "axum"]].concat()));
+        rules.push((
+            presentation,
+            [&host_only[..], &["aegis-proto", "aegis-link", "rusqlite", "axum"]].concat(),
+        ));
     }
     let mut broken = Vec::new();
     for (from, forbidden) in rules {
@@ -87,7 +108,9 @@ fn some_crates_are_reached_only_through_one_of_ours() {
     ] {
         let users: Vec<&str> = graph
             .iter()
-            .filter(|(name, deps)| deps.contains(dependency) && (name.starts_with("aegis") || *name == "xtask"))
+            .filter(|(name, deps)| {
+                deps.contains(dependency) && (name.starts_with("aegis") || *name == "xtask")
+            })
             .map(|(name, _)| name.as_str())
             .collect();
         assert_eq!(users, [only], "users of {dependency}");

@@ -54,7 +54,19 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused() {
-        for bad in ["", "abc", "5", "h", "-1s", "1.5h", "1 h", "5x", "99999999999999999999d", "18446744073709551615d", "1hä"] {
+        for bad in [
+            "",
+            "abc",
+            "5",
+            "h",
+            "-1s",
+            "1.5h",
+            "1 h",
+            "5x",
+            "99999999999999999999d",
+            "18446744073709551615d",
+            "1hä",
+        ] {
             assert!(parse_duration(bad).is_err(), "{bad:?}");
         }
     }

@@ -97,18 +97,23 @@ impl Accel {
             boot_attempts: 1,
         };
         tracing::info!("trying whether KVM boots a VM");
-        let verdict = match trial(&worker, &config).await {
-            Ok(Report { ok: true, .. }) => Verdict::kvm(),
-            Ok(Report { message, .. }) => Verdict::tcg(format!("a trial with KVM failed: {message}")),
-            Err(e) => Verdict::tcg(format!("KVM could not be tried: {e}")),
-        };
-        let _ = std::fs::remove_dir_all(&runtime_dir);
+        let verdict = judge(trial(&worker, &config).await);
+        // A leftover is removed at the next start.
+        let _ = files::remove_dir(&runtime_dir);
         if let Ok(key) = &key
             && let Err(error) = cache.store(key, &verdict)
         {
             tracing::warn!(%error, "cannot keep the verdict about KVM");
         }
         Ok(verdict)
+    }
+}
+
+fn judge(report: io::Result<Report>) -> Verdict {
+    match report {
+        Ok(Report { ok: true, .. }) => Verdict::kvm(),
+        Ok(Report { message, .. }) => Verdict::tcg(format!("a trial with KVM failed: {message}")),
+        Err(e) => Verdict::tcg(format!("KVM could not be tried: {e}")),
     }
 }
 
@@ -130,5 +135,62 @@ async fn trial(worker: &Path, config: &WorkerConfig) -> io::Result<Report> {
         Ok(serde_json::from_slice(&output.stdout)?)
     } else {
         Err(io::Error::other(format!("{} ended with {}", worker.display(), output.status)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// A worker that does what the script says, started by another process so that no test has it open for writing.
+    fn worker(dir: &Path, script: &str) -> std::path::PathBuf {
+        let (source, program) = (dir.join("script"), dir.join("worker"));
+        std::fs::write(&source, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let installed =
+            std::process::Command::new("install").args(["-m", "700"]).args([&source, &program]).status();
+        assert!(installed.unwrap().success());
+        program
+    }
+
+    fn config(dir: &Path) -> WorkerConfig {
+        let vm = VmSpec {
+            vm_id: VmId::from_random(0),
+            vmm_path: "/vmm".into(),
+            accelerator: Accelerator::Kvm,
+            kernel: "/kernel".into(),
+            initramfs: "/initramfs".into(),
+            memory: Mib::DEFAULT,
+            vcpus: Vcpus::DEFAULT,
+            disks: Vec::new(),
+            runtime_dir: dir.join("probe"),
+        };
+        WorkerConfig {
+            instance_id: InstanceId::from_unix_nanos(0),
+            vm,
+            hostname: "probe".to_owned(),
+            machine_id: "0".repeat(32),
+            boot_timeout_ms: 1,
+            boot_attempts: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_trial_decides_and_one_that_cannot_be_made_decides_for_emulation() {
+        for (script, accelerator, reason) in [
+            (
+                r#"test "$1" = probe && test -f "$2" && echo '{"ok":true,"message":"","boot_ms":5}'"#,
+                Accelerator::Kvm,
+                "booted",
+            ),
+            (r#"echo '{"ok":false,"message":"it hung","boot_ms":0}'"#, Accelerator::Tcg, "failed: it hung"),
+            ("exit 3", Accelerator::Tcg, "could not be tried"),
+            ("echo nonsense", Accelerator::Tcg, "could not be tried"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let verdict = judge(trial(&worker(dir.path(), script), &config(dir.path())).await);
+            assert_eq!(verdict.accelerator, accelerator, "{script}: {verdict:?}");
+            assert!(verdict.reason.contains(reason), "{verdict:?}");
+        }
     }
 }

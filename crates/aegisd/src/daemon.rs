@@ -192,7 +192,7 @@ impl Running {
     ) -> Result<Running, StartError> {
         let home = app.home.clone();
         let listen = || {
-            let listener = socket::bind(&home.socket())?;
+            let listener = socket::bind_in_public(&home.socket(), &home.data())?;
             listener.set_nonblocking(true)?;
             UnixListener::from_std(listener)
         };

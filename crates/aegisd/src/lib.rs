@@ -21,3 +21,4 @@ mod text;
 
 pub use assets::AssetFlags;
 pub use daemon::{Daemon, DaemonOptions, Running, StartError};
+pub use lock::LockError;

@@ -26,8 +26,8 @@ pub(crate) fn check_length(path: &Path) -> io::Result<()> {
     Err(io::Error::new(ErrorKind::InvalidInput, text))
 }
 
-/// Listens on the path for the owner alone, in place of what an earlier process left there. The caller knows that no
-/// other process listens. The mode is set before anybody can connect: the directory is private.
+/// Listens on a path in a private directory, in place of what an earlier process left there. The caller knows that no
+/// other process listens.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     check_length(path)?;
     match fs::remove_file(path) {
@@ -39,18 +39,37 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// As [`bind`] for a path in a directory that others may enter: the socket gets its mode in `private` first, which is
+/// on the same file system.
+pub(crate) fn bind_in_public(path: &Path, private: &Path) -> io::Result<UnixListener> {
+    check_length(path)?;
+    let hidden = private.join("new.sock");
+    let listener = bind(&hidden)?;
+    fs::rename(hidden, path)?;
+    Ok(listener)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
     fn a_stale_socket_is_replaced_by_a_private_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
+        let private = dir.path().join("private");
+        fs::create_dir(&private).unwrap();
         drop(bind(&path).unwrap());
-        let _listener = bind(&path).unwrap();
+        let _first = bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let second = bind_in_public(&path, &private).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let _client = UnixStream::connect(&path).unwrap();
+        second.accept().unwrap();
+        assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
     }
 
     #[test]

@@ -16,7 +16,9 @@ fn a_killed_daemon_leaves_the_vm_and_the_next_one_adopts_it() {
     assert_eq!(aegis.process("qemu-system-x86_64").pid, qemu, "adopted, not booted again");
     aegis.exec_sh("box", "test -f /tmp/marker").expect_ok();
     // The log has every line once, those of the time without a daemon included.
-    let seen = |text: String| text.lines().filter_map(|l| l.strip_prefix("line ")?.parse::<u64>().ok()).collect::<Vec<_>>();
+    let seen = |text: String| {
+        text.lines().filter_map(|l| l.strip_prefix("line ")?.parse::<u64>().ok()).collect::<Vec<_>>()
+    };
     let now = seen(aegis.aegis(["logs", "box"]).expect_ok().out()).len() as u64;
     let lines = wait_for("new lines", || {
         let lines = seen(aegis.aegis(["logs", "box"]).expect_ok().out());
@@ -35,7 +37,11 @@ fn a_command_that_ends_without_a_daemon_is_not_forgotten() {
     std::thread::sleep(std::time::Duration::from_secs(6));
     aegis.aegis(["up"]).expect_ok();
     let info = aegis.wait_state("box", "stopped");
-    assert_eq!((info["stop_reason"].as_str(), info["exit_code"].as_u64()), (Some("exited"), Some(9)), "{info}");
+    assert_eq!(
+        (info["stop_reason"].as_str(), info["exit_code"].as_u64()),
+        (Some("exited"), Some(9)),
+        "{info}"
+    );
     assert!(aegis.aegis(["logs", "box"]).expect_ok().out().contains("the end\n"));
 }
 

@@ -63,7 +63,11 @@ fn binary_output_arrives_exactly() {
 fn exec_knows_its_environment_failures_and_limits() {
     let aegis = Aegis::new();
     aegis.aegis(["up"]).expect_ok();
-    aegis.aegis(["instance", "start", "--name", "box", "--env", "A=1", "--env", "B=2", "--", "sleep", "100000"]).expect_ok();
+    aegis
+        .aegis([
+            "instance", "start", "--name", "box", "--env", "A=1", "--env", "B=2", "--", "sleep", "100000",
+        ])
+        .expect_ok();
     aegis.wait_state("box", "running");
     let args = ["exec", "--env", "B=3", "--workdir", "/usr", "box", "--", "sh", "-c", "echo $A $B; pwd"];
     assert_eq!(aegis.aegis(args).expect_ok().out(), "1 3\n/usr\n");

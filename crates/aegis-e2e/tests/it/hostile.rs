@@ -10,7 +10,10 @@ fn hostile_initramfs(original: &Path, how: &str, dir: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/hostile.rs");
     let init = dir.join("init");
     let mut rustc = Command::new("rustc");
-    rustc.args(["--edition=2024", "-O", "-Cpanic=abort", "-Ctarget-feature=+crt-static", "-o"]).arg(&init).arg(&source);
+    rustc
+        .args(["--edition=2024", "-O", "-Cpanic=abort", "-Ctarget-feature=+crt-static", "-o"])
+        .arg(&init)
+        .arg(&source);
     finish(rustc).expect_ok();
     let mut image = std::fs::read(original).unwrap();
     initramfs::append_file(&mut image, "init", 0o755, &std::fs::read(&init).unwrap());

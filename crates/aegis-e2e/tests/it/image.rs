@@ -22,20 +22,37 @@ fn archive(path: &Path, busybox: &[u8]) {
     for dir in ["bin/", "dev/", "proc/", "sys/", "tmp/", "run/", "etc/", "root/"] {
         tar.append_data(&mut header(EntryType::Directory, 0o755, (0, 0), 0), dir, &[][..]).unwrap();
     }
-    tar.append_data(&mut header(EntryType::Regular, 0o755, (0, 0), busybox.len() as u64), "bin/busybox", busybox).unwrap();
+    tar.append_data(
+        &mut header(EntryType::Regular, 0o755, (0, 0), busybox.len() as u64),
+        "bin/busybox",
+        busybox,
+    )
+    .unwrap();
     for applet in ["sh", "stat", "cat", "ls", "readlink"] {
-        tar.append_link(&mut header(EntryType::Symlink, 0o777, (0, 0), 0), format!("bin/{applet}"), "busybox").unwrap();
+        tar.append_link(
+            &mut header(EntryType::Symlink, 0o777, (0, 0), 0),
+            format!("bin/{applet}"),
+            "busybox",
+        )
+        .unwrap();
     }
     let text = b"owned\n";
-    tar.append_data(&mut header(EntryType::Regular, 0o4751, (1000, 1234), text.len() as u64), "etc/owned", &text[..]).unwrap();
-    tar.append_link(&mut header(EntryType::Link, 0o4751, (1000, 1234), 0), "etc/linked", "etc/owned").unwrap();
+    tar.append_data(
+        &mut header(EntryType::Regular, 0o4751, (1000, 1234), text.len() as u64),
+        "etc/owned",
+        &text[..],
+    )
+    .unwrap();
+    tar.append_link(&mut header(EntryType::Link, 0o4751, (1000, 1234), 0), "etc/linked", "etc/owned")
+        .unwrap();
     let mut device = header(EntryType::Char, 0o640, (0, 7), 0);
     device.set_device_major(1).unwrap();
     device.set_device_minor(5).unwrap();
     tar.append_data(&mut device, "etc/zero", &[][..]).unwrap();
     tar.append_data(&mut header(EntryType::Fifo, 0o600, (0, 0), 0), "etc/fifo", &[][..]).unwrap();
     let big: Vec<u8> = (0..3_000_000u32).flat_map(|i| (i as u8 ^ (i >> 8) as u8).to_ne_bytes()).collect();
-    tar.append_data(&mut header(EntryType::Regular, 0o600, (0, 0), big.len() as u64), "root/big", &big[..]).unwrap();
+    tar.append_data(&mut header(EntryType::Regular, 0o600, (0, 0), big.len() as u64), "root/big", &big[..])
+        .unwrap();
     tar.finish().unwrap();
 }
 

@@ -6,7 +6,9 @@ use aegis_e2e::Aegis;
 fn a_root_file_system_lives_until_delete() {
     let aegis = Aegis::new();
     aegis.start_sleeper("box");
-    aegis.exec_sh("box", "echo kept > /root/file; rm /etc/debian_version 2>/dev/null; echo x > /tmp/gone").expect_ok();
+    aegis
+        .exec_sh("box", "echo kept > /root/file; rm /etc/debian_version 2>/dev/null; echo x > /tmp/gone")
+        .expect_ok();
     aegis.aegis(["instance", "stop", "box"]).expect_ok();
     let info = aegis.info("box");
     assert_eq!((info["state"].as_str(), info["stop_reason"].as_str()), (Some("stopped"), Some("requested")));
@@ -75,8 +77,17 @@ fn a_disabled_instance_is_not_woken_and_start_enables_it() {
 #[test]
 fn stop_gives_processes_time_to_finish() {
     let aegis = Aegis::new();
-    aegis.start("box", &["sh", "-c", "trap 'sleep 0.5; echo finished > /root/done; exit 0' TERM; echo up; while :; do sleep 0.1; done"]);
-    aegis_e2e::wait_for("the trap to be set", || aegis.aegis(["logs", "box"]).out().contains("up").then_some(()));
+    aegis.start(
+        "box",
+        &[
+            "sh",
+            "-c",
+            "trap 'sleep 0.5; echo finished > /root/done; exit 0' TERM; echo up; while :; do sleep 0.1; done",
+        ],
+    );
+    aegis_e2e::wait_for("the trap to be set", || {
+        aegis.aegis(["logs", "box"]).out().contains("up").then_some(())
+    });
     aegis.aegis(["instance", "stop", "box"]).expect_ok();
     // The command would overwrite nothing: exec wakes the instance and finds what was synced.
     assert_eq!(aegis.exec_sh("box", "cat /root/done").expect_ok().out(), "finished\n");
@@ -92,7 +103,11 @@ fn down_stops_everything_and_up_remembers() {
     aegis.aegis(["up"]).expect_ok();
     for name in ["one", "two"] {
         let info = aegis.info(name);
-        assert_eq!((info["state"].as_str(), info["enabled"].as_bool()), (Some("stopped"), Some(true)), "{info}");
+        assert_eq!(
+            (info["state"].as_str(), info["enabled"].as_bool()),
+            (Some("stopped"), Some(true)),
+            "{info}"
+        );
     }
     aegis.exec_sh("one", "true").expect_ok();
 }

@@ -57,7 +57,9 @@ fn a_megabyte_without_a_newline_arrives_whole() {
 #[test]
 fn bytes_that_are_not_text_arrive_exactly() {
     let aegis = Aegis::new();
-    let output = aegis.aegis(["run", "--", "python3", "-c", "import os; os.write(1, bytes(range(256)) * 400)"]).expect_ok();
+    let output = aegis
+        .aegis(["run", "--", "python3", "-c", "import os; os.write(1, bytes(range(256)) * 400)"])
+        .expect_ok();
     let expected: Vec<u8> = (0..=255u8).cycle().take(256 * 400).collect();
     assert!(output.stdout == expected, "{} bytes", output.stdout.len());
 }

@@ -38,8 +38,12 @@ impl Launcher {
                 }
                 Err(e) => {
                     process.kill().await;
-                    let message = format!("the worker did not accept a connection ({e}) and was killed");
-                    Some(Exited { reason: ExitReason::VmmDied, message })
+                    // One that had just ended, or that nobody has reaped yet, left its note.
+                    let killed = || Exited {
+                        reason: ExitReason::VmmDied,
+                        message: format!("the worker did not accept a connection ({e}) and was killed"),
+                    };
+                    Some(read_exit(&run_dir).unwrap_or_else(killed))
                 }
             },
             None => read_exit(&run_dir),

@@ -2,9 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use aegis_config::{AcceleratorSetting, Home, Setting};
 use aegis_lifecycle::ports::Launcher as _;
+use aegis_link::rpc::{Handler, serve};
+use aegis_proto::jsonrpc::RpcError;
 use aegis_proto::worker::{CONSOLE_FILE, EXIT_FILE, STREAMS_SOCKET, WorkerConfig};
 use aegis_types::{Accelerator, Mib, Vcpus, VmId, VmSpec};
 use tokio::net::UnixListener;
@@ -122,6 +125,35 @@ async fn what_belongs_to_no_instance_is_ended_and_removed() {
     assert!(!f.home.run().join("litter").exists());
     kept.kill().unwrap();
     kept.wait().unwrap();
+}
+
+/// Remembers what it was asked, as `method parameters`.
+struct Asked(Mutex<Vec<String>>);
+
+#[async_trait::async_trait]
+impl Handler for Asked {
+    async fn call(&self, method: &str, params: Value) -> Result<Value, RpcError> {
+        self.0.lock().unwrap().push(format!("{method} {params}"));
+        Ok(Value::Null)
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_was_never_named_is_stopped_through_its_socket() {
+    let f = fixture();
+    let dir = f.home.run_dir(&id(1));
+    files::make_dir(&dir).unwrap();
+    let listener = UnixListener::bind(dir.join(CONTROL_SOCKET)).unwrap();
+    let asked = Arc::new(Asked(Mutex::default()));
+    let handler = Arc::clone(&asked);
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        serve(stream, handler, None).await.unwrap();
+    });
+    assert!(matches!(f.launcher.adopt(&id(1)).await, Adoption::Gone(None)));
+    server.await.unwrap();
+    assert_eq!(*asked.0.lock().unwrap(), [r#"stop {"grace_ms":0}"#]);
+    assert!(!dir.exists());
 }
 
 #[tokio::test]

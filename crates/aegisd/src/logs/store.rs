@@ -39,8 +39,11 @@ pub(crate) struct LogStore {
 
 enum Write {
     Record(Arc<InstanceLog>, Arc<Record>),
-    /// Answered when everything queued before is written.
-    Flush(oneshot::Sender<()>),
+    /// Answered when everything queued before is written; after the last one nothing is written any more.
+    Sync {
+        done: oneshot::Sender<()>,
+        last: bool,
+    },
 }
 
 impl LogStore {
@@ -64,8 +67,11 @@ impl LogStore {
         remove_orphans(dir, instances)?;
         let (writes, queue) = mpsc::channel(QUEUE);
         let write = move || {
-            write_all(queue);
+            let closed = write_all(queue);
             drop(held);
+            if let Some(closed) = closed {
+                let _ = closed.send(());
+            }
         };
         thread::Builder::new().name("logs".to_owned()).spawn(write)?;
         let store = LogStore { dir: dir.to_owned(), bounds, file_max, logs: RwLock::default(), writes };
@@ -121,20 +127,20 @@ impl LogStore {
         log.append(entry, origin, |record| room.send(Write::Record(queued, record)));
     }
 
-    /// Waits until everything appended so far is in the files.
-    pub(crate) async fn flush(&self) {
-        let (done, flushed) = oneshot::channel();
-        if self.writes.send(Write::Flush(done)).await.is_ok() {
-            let _ = flushed.await;
-        }
-    }
-
-    /// Ends all logs, so that readers end, and waits until everything is in the files.
+    /// Ends all logs, so that readers end, and waits until everything is in the files and the lock is given back.
     pub(crate) async fn close(&self) {
         for log in self.logs.read().expect("no code panics while it holds this").values() {
             log.end();
         }
-        self.flush().await;
+        self.sync(true).await;
+    }
+
+    async fn sync(&self, last: bool) {
+        let (done, answer) = oneshot::channel();
+        // An error means that the thread has ended, which is what was wanted.
+        if self.writes.send(Write::Sync { done, last }).await.is_ok() {
+            let _ = answer.await;
+        }
     }
 }
 
@@ -153,29 +159,49 @@ fn remove_orphans(dir: &Path, instances: &[InstanceId]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes records in batches: each run of records of one log becomes one write.
-fn write_all(mut queue: mpsc::Receiver<Write>) {
+/// Writes records in batches: each run of records of one log becomes one write. Returns whom to tell of the end.
+fn write_all(mut queue: mpsc::Receiver<Write>) -> Option<oneshot::Sender<()>> {
     let mut batch = Vec::new();
     while queue.blocking_recv_many(&mut batch, QUEUE) > 0 {
-        let mut run: Option<(Arc<InstanceLog>, Vec<Arc<Record>>)> = None;
-        let finish = |run: Option<(Arc<InstanceLog>, Vec<Arc<Record>>)>| {
-            if let Some((log, records)) = run {
-                log.write(&records);
-            }
-        };
+        let mut run = Run::default();
         for write in batch.drain(..) {
             match write {
-                Write::Record(log, record) => match &mut run {
-                    Some((of, records)) if Arc::ptr_eq(of, &log) => records.push(record),
-                    _ => finish(run.replace((log, vec![record]))),
-                },
-                Write::Flush(done) => {
-                    finish(run.take());
+                Write::Record(log, record) => run.add(log, record),
+                Write::Sync { done, last } => {
+                    run.finish();
+                    if last {
+                        return Some(done);
+                    }
                     let _ = done.send(());
                 }
             }
         }
-        finish(run);
+        run.finish();
+    }
+    None
+}
+
+/// Consecutive records of one log.
+#[derive(Default)]
+struct Run {
+    log: Option<Arc<InstanceLog>>,
+    records: Vec<Arc<Record>>,
+}
+
+impl Run {
+    fn add(&mut self, log: Arc<InstanceLog>, record: Arc<Record>) {
+        if self.log.as_ref().is_none_or(|of| !Arc::ptr_eq(of, &log)) {
+            self.finish();
+            self.log = Some(log);
+        }
+        self.records.push(record);
+    }
+
+    fn finish(&mut self) {
+        if let Some(log) = self.log.take() {
+            log.write(&self.records);
+        }
+        self.records.clear();
     }
 }
 

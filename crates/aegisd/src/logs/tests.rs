@@ -109,7 +109,7 @@ proptest! {
                         appended += count;
                     }
                     Step::Read(times) => for _ in 0..times { seen.add(reader.read().await) },
-                    Step::Flush => store.flush().await,
+                    Step::Flush => store.sync(false).await,
                     Step::Restart => {
                         read_all(&mut reader, &mut seen).await;
                         store.close().await;
@@ -169,7 +169,7 @@ async fn a_removed_log_ends_its_followers_and_never_comes_back() {
     store.remove(&id(1)).await.unwrap();
     assert!(!tokio::time::timeout(Duration::from_secs(60), follower).await.unwrap().unwrap());
     append(&store, 2..3).await;
-    store.flush().await;
+    store.sync(false).await;
     store.remove(&id(1)).await.unwrap();
     assert!(store.read(&id(1)).is_none());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -222,7 +222,7 @@ async fn a_file_that_cannot_be_written_stops_nothing() {
     for n in 0..20 {
         store.append(entry(n)).await;
     }
-    store.flush().await;
+    store.sync(false).await;
     let mut seen = Seen::default();
     read_all(&mut reader, &mut seen).await;
     assert_eq!(seen.lines, (12..20).collect::<Vec<_>>());

@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use aegis_types::{InstanceState, StopReason};
+use aegisd::StartError;
 use serde_json::Value;
 
 use crate::fake::FakeLauncher;
-use crate::support::{LineStream, TestDaemon, home, start};
+use crate::support::{DEADLINE, LineStream, TestDaemon, home, start};
 
 #[tokio::test]
 async fn a_home_is_private_and_has_one_daemon() {
@@ -95,7 +96,16 @@ fn a_crash_of_the_daemon_ends_no_vm() {
     crashing.shutdown_background();
     drop(running);
     runtime().block_on(async {
-        let running = start(dir.path(), Arc::clone(&launcher)).await.unwrap();
+        // The thread that writes logs holds the home until it has finished what was queued.
+        let free = async {
+            loop {
+                match start(dir.path(), Arc::clone(&launcher)).await {
+                    Err(StartError::Lock(_)) => tokio::task::yield_now().await,
+                    started => return started.unwrap(),
+                }
+            }
+        };
+        let running = tokio::time::timeout(DEADLINE, free).await.unwrap();
         let daemon = TestDaemon { dir, launcher, running };
         assert_eq!(daemon.info("web").await.state, InstanceState::Running);
         let lines = daemon.lines("POST", "/v1/instances/web/exec", r#"{"command":["say","alive"]}"#).await;
