@@ -100,6 +100,11 @@ impl TestHome {
         worker_of(&self.home.run_dir(id)).expect("the instance has a worker")
     }
 
+    /// What the worker of an instance wrote to its log; empty if it has none.
+    pub fn worker_log(&self, id: &InstanceId) -> String {
+        fs::read_to_string(self.home.run_dir(id).join("worker.log")).unwrap_or_default()
+    }
+
     /// All workers, dead ones included whose directory is still there.
     pub(crate) fn workers(&self) -> Vec<Pid> {
         let entries = fs::read_dir(self.home.run()).into_iter().flatten().flatten();

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::Guest;
 
 /// Neither a line of JSON nor the start of a frame that may be.
-const GARBAGE: [u8; 64] = [0xff; 64];
+const GARBAGE: &[u8] = b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\n";
 const VERSION: &str = "liar";
 
 /// Serves one session until the link ends.
@@ -41,7 +41,7 @@ fn welcome(hello: Hello) -> Welcome {
 
 async fn break_link<C: Carrier>(mut carrier: C, hello: Hello) -> Result<(), LinkError> {
     carrier.write_all(&Greeting::Welcome(welcome(hello)).encode()).await?;
-    carrier.write_all(&GARBAGE).await?;
+    carrier.write_all(GARBAGE).await?;
     // The link must end by what was said, not because the guest hung up.
     tokio::io::copy(&mut carrier, &mut tokio::io::sink()).await?;
     Ok(())
@@ -81,7 +81,7 @@ async fn answer(guest: &Guest, sys: Arc<FakeSys>, service: Service, mut stream: 
     if lies {
         // The request comes first, as for everybody.
         let _ = stream.read_u8().await;
-        let _ = stream.write_all(&GARBAGE).await;
+        let _ = stream.write_all(GARBAGE).await;
         let _ = stream.flush().await;
     }
     let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;

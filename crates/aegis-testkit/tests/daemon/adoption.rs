@@ -31,7 +31,7 @@ async fn no_line_is_lost_or_doubled_by_a_crash() {
     host.up().await;
     assert_eq!(host.info(&id).await.state, InstanceState::Running);
     gate.open().await;
-    let entries = host.follow(&id).await.to_exit().await;
+    let entries = host.follow(&id).await.until_exit().await;
     assert_lines(&output(&entries), 6000);
     assert_eq!(host.stopped(&id).await.exit_code, Some(0));
     let exits = host.log(&id).await.into_iter().filter(|e| e.line.starts_with("process exited")).count();
@@ -48,7 +48,7 @@ async fn many_crashes_in_the_middle_of_output_lose_nothing() {
         host.crash().await;
         host.up().await;
     }
-    let entries = host.follow(&id).await.to_exit().await;
+    let entries = host.follow(&id).await.until_exit().await;
     assert_lines(&output(&entries), 20_000);
     host.end().await;
 }

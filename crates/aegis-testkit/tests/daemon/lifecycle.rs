@@ -86,7 +86,7 @@ async fn stop_gives_the_command_time_to_end() {
         assert_eq!((info.state, info.stop_reason), (InstanceState::Stopped, Some(StopReason::Requested)));
         assert!(info.enabled);
     }
-    assert_eq!(texts(&log.to_exit().await), ["goodbye", "process exited (code=3)"]);
+    assert_eq!(texts(&log.until_exit().await), ["goodbye", "process exited (code=3)"]);
     assert_eq!(host.client.action("web", Action::Start).await.unwrap().status, "starting");
     host.reach(&id, InstanceState::Running).await;
     assert_eq!(log.lines(1).await, ["up"]);
@@ -111,8 +111,8 @@ async fn restart_works_from_every_state() {
     host.stopped(&ended).await;
     host.client.action("ended", Action::Restart).await.unwrap();
     let mut log = host.follow(&ended).await;
-    log.to_exit().await;
-    assert_eq!(texts(&log.to_exit().await), ["once", "process exited (code=0)"]);
+    log.until_exit().await;
+    assert_eq!(texts(&log.until_exit().await), ["once", "process exited (code=0)"]);
     host.end().await;
 }
 

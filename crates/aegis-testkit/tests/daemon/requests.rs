@@ -17,7 +17,7 @@ async fn send(host: &Host, method: &str, path: &str, body: &[u8]) -> (u16, Strin
     // The daemon may answer and close before it has read a body that it does not want.
     let _ = stream.write_all(body).await;
     let mut answer = Vec::new();
-    within(stream.read_to_end(&mut answer)).await.unwrap();
+    let _ = within(stream.read_to_end(&mut answer)).await;
     let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())

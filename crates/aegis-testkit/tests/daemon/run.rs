@@ -11,7 +11,7 @@ async fn a_log_is_followed_from_the_boot_to_the_exit_line() {
     let host = Host::start().await;
     let id = host.sh("web", "echo hello; echo world").await;
     let mut log = host.follow(&id).await;
-    let entries = log.to_exit().await;
+    let entries = log.until_exit().await;
     assert_eq!(texts(&entries), ["hello", "world", "process exited (code=0)"]);
     assert!(entries.iter().all(|entry| entry.instance_id == id && entry.stream == LogStream::Stdout));
     assert_eq!(entries[0].source, LogSource::Server);
@@ -57,7 +57,7 @@ async fn a_command_that_is_not_there_ends_like_in_a_shell() {
 async fn standard_output_and_error_are_told_apart() {
     let host = Host::start().await;
     let id = host.sh("web", "echo out; echo err >&2").await;
-    let entries = host.follow(&id).await.to_exit().await;
+    let entries = host.follow(&id).await.until_exit().await;
     let of = |stream| {
         let entries =
             entries.iter().filter(|entry| entry.source == LogSource::Server && entry.stream == stream);
@@ -74,7 +74,7 @@ async fn standard_output_and_error_are_told_apart() {
 async fn a_megabyte_without_newline_arrives_whole() {
     let host = Host::start().await;
     let id = host.sh("web", "head -c 1048576 /dev/zero | tr '\\0' x").await;
-    let output = output(&host.follow(&id).await.to_exit().await);
+    let output = output(&host.follow(&id).await.until_exit().await);
     assert!(output.len() == 1 << 20 && output.iter().all(|&byte| byte == b'x'), "{} bytes", output.len());
     host.end().await;
 }
@@ -89,7 +89,7 @@ async fn binary_output_arrives_byte_for_byte() {
     }
     std::fs::write(&path, &noise).unwrap();
     let id = host.create(&host.instance("web", &["cat", path.to_str().unwrap()])).await;
-    assert!(output(&host.follow(&id).await.to_exit().await) == noise);
+    assert!(output(&host.follow(&id).await.until_exit().await) == noise);
     // What is stored is the same as what was followed.
     assert!(output(&host.log(&id).await) == noise);
     host.end().await;
@@ -102,7 +102,7 @@ async fn environment_and_working_directory_reach_the_command() {
     instance.env.insert("A".to_owned(), "b c".to_owned());
     let instance = CreateInstance { workdir: Some("/usr".to_owned()), ..instance };
     let id = host.create(&instance).await;
-    let entries = host.follow(&id).await.to_exit().await;
+    let entries = host.follow(&id).await.until_exit().await;
     assert_eq!(texts(&entries)[..2], ["b c//root", "/usr"]);
     let info = host.info(&id).await;
     assert!(info.env_keys.contains(&"A".to_owned()));

@@ -109,7 +109,10 @@ impl Host {
         };
         match tokio::time::timeout(DEADLINE, reach).await {
             Ok(info) => info,
-            Err(_) => panic!("not {state} but {:#?}", self.info(id).await),
+            Err(_) => {
+                let info = self.info(id).await;
+                panic!("not {state} but {info:#?}; the worker says:\n{}", self.home.worker_log(id))
+            }
         }
     }
 
@@ -199,7 +202,7 @@ impl Log {
     }
 
     /// Everything up to the line that says how the command ended, that one included.
-    pub(crate) async fn to_exit(&mut self) -> Vec<LogEntry> {
+    pub(crate) async fn until_exit(&mut self) -> Vec<LogEntry> {
         let mut entries = Vec::new();
         loop {
             let entry = self.next().await.expect("the exit line comes before the end");
