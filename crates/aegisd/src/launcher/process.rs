@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use aegis_proto::worker::WorkerIdentity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -40,11 +41,17 @@ impl Process {
             Err(e) => return Err(e),
         };
         match start_ticks(identity.pid) {
-            Ok(ticks) if ticks == identity.start_ticks => Ok(Some(process)),
+            // One that ended and was not waited for still has its entry.
+            Ok(ticks) if ticks == identity.start_ticks => Ok((!process.has_exited()?).then_some(process)),
             Ok(_) => Ok(None),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    fn has_exited(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.fd.get_ref(), PollFlags::IN)];
+        Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
     }
 
     /// Waits until the process has ended. Its exit status may not have been collected.
@@ -94,6 +101,7 @@ mod tests {
         let process = Process::find(&identity).unwrap().unwrap();
         process.kill().await;
         process.exited().await;
+        assert!(Process::find(&identity).unwrap().is_none(), "it is a zombie");
         child.wait().unwrap();
         assert!(Process::find(&identity).unwrap().is_none());
     }
