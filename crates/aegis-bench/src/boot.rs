@@ -221,9 +221,12 @@ fn resident_kib(pid: u32) -> Option<u64> {
         .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
 }
 
-/// The child of a process with this name (the kernel keeps 15 characters of it).
+/// The child of a process with this name (the kernel keeps 15 characters of it). Children are listed by thread.
 fn child_named(parent: u32, name: &str) -> Option<u32> {
-    let children = read(&format!("/proc/{parent}/task/{parent}/children"));
-    let children = children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
-    children.into_iter().find(|pid| read(&format!("/proc/{pid}/comm")) == name)
+    let threads = std::fs::read_dir(format!("/proc/{parent}/task")).ok()?.flatten();
+    let children: Vec<String> =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok()).collect();
+    let mut pids =
+        children.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok());
+    pids.find(|pid: &u32| read(&format!("/proc/{pid}/comm")) == name)
 }
