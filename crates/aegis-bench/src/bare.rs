@@ -35,6 +35,7 @@ async fn greet(vm: &dyn Vm) -> Result<(), BenchError> {
         seed: seed()?,
         hostname: "bench".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        template: false,
     };
     let (link, _welcome) = host::greet(carrier, hello).await?;
     link.close();

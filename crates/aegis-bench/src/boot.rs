@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use aegis_api::{CreateInstance, DaemonStatus};
 use aegis_client::{Action, Client, Creation};
 use aegis_config::{Asset, Home, locate};
-use aegis_types::{Accelerator, InstanceState, Mib, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, InstanceState, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm_qemu::Qemu;
 
 use crate::installation::Installation;
@@ -164,7 +164,7 @@ async fn create(client: &Client, name: &str) -> Result<String, BenchError> {
         let info = client.get(&id).await?;
         match info.state {
             InstanceState::Running => return Ok(id),
-            InstanceState::Stopped => {
+            InstanceState::Stopped | InstanceState::Hibernated => {
                 let why = info.last_error.unwrap_or_else(|| "it stopped".to_owned());
                 return Err(BenchError::Failed(format!("the instance did not start: {why}")));
             }
@@ -200,6 +200,7 @@ fn bare_spec(accelerator: Accelerator, kernel: Option<&Path>, scratch: &Path) ->
         memory: Mib::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         disks: Vec::new(),
+        ram: Ram::default(),
         runtime_dir: scratch.to_owned(),
     })
 }

@@ -143,6 +143,16 @@ impl Home {
         self.instances().join(id.as_str())
     }
 
+    /// Memory of an instance that may be saved: see `aegis_proto::saved`.
+    pub fn memory_dir(&self, id: &InstanceId) -> PathBuf {
+        self.instance_dir(id).join("memory")
+    }
+
+    /// Templates: VMs that were booted and parked.
+    pub fn templates(&self) -> PathBuf {
+        self.data().join("templates")
+    }
+
     /// Sockets of live VMs.
     pub fn run(&self) -> PathBuf {
         self.root.join("run")

@@ -207,6 +207,7 @@ impl Core {
                 exec::serve(self, stream).await;
                 Ok(())
             }
+            Service::Tcp | Service::Activity => Err("not offered yet".to_owned()),
             Service::Logs => self.primary.logs.serve(stream).await.map_err(|e| e.to_string()),
         }
     }

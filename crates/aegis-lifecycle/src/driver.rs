@@ -135,6 +135,7 @@ pub(crate) struct Driver {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) active_execs: u32,
     pub(crate) last_active_at: Option<Timestamp>,
+    life_began_at: Option<Timestamp>,
     state: State,
     startup: Vec<Effect>,
     updated_at: Timestamp,
@@ -175,6 +176,7 @@ impl Driver {
             status,
             active_execs: 0,
             last_active_at: record.last_active_at,
+            life_began_at: record.life_began_at,
             state,
             startup,
             updated_at: record.updated_at,
@@ -314,6 +316,7 @@ impl Driver {
             live: state.vm().is_some(),
             updated_at: Timestamp::now(),
             last_active_at: self.last_active_at,
+            life_began_at: self.life_began_at,
             last_stop: self.last_stop.clone(),
         }
     }

@@ -17,11 +17,19 @@ use crate::record::{InstanceSpec, Record};
 #[async_trait]
 pub trait Launcher: Send + Sync + 'static {
     /// Makes the instance's disk if it has none, makes its runtime directory, spawns a worker and connects to it.
-    /// Success means that a worker runs, not that the guest answers.
+    /// Success means that a worker runs, not that the guest answers. Starts from the saved VM if there is one, else
+    /// from a template if one fits, else from the kernel; a saved VM that is used, or does not fit any more, is gone
+    /// when this returns.
     ///
     /// # Errors
     /// Nothing is left running and no runtime directory is left behind.
-    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Arc<dyn Worker>, LaunchError>;
+    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Launched, LaunchError>;
+
+    /// Whether the instance has a complete saved VM.
+    async fn has_saved(&self, id: &InstanceId) -> bool;
+
+    /// Removes the saved VM of an instance that has no live one. Idempotent.
+    async fn discard_saved(&self, id: &InstanceId);
 
     /// Connects to the worker that an earlier daemon started, if it still lives. A dead worker's leftovers are
     /// reaped and reported.
@@ -35,6 +43,14 @@ pub trait Launcher: Send + Sync + 'static {
     /// # Errors
     /// Some file could not be removed; it may be tried again.
     async fn remove(&self, id: &InstanceId) -> io::Result<()>;
+}
+
+/// A worker that runs.
+pub struct Launched {
+    /// The worker.
+    pub worker: Arc<dyn Worker>,
+    /// What the user should know, for the instance's log: why a saved VM was not used.
+    pub notes: Vec<String>,
 }
 
 /// What was found of an earlier daemon's VM.
@@ -88,6 +104,13 @@ pub trait Worker: Send + Sync + 'static {
     /// # Errors
     /// See [`WorkerError`].
     async fn resume(&self) -> Result<(), WorkerError>;
+
+    /// Saves the VM and ends it. Success means that a complete saved VM exists and the VMM is gone; [`Worker::exited`]
+    /// then says [`aegis_proto::worker::ExitReason::Hibernated`]. May be called again while it is under way.
+    ///
+    /// # Errors
+    /// See [`WorkerError`]: the VM runs, and nothing is left of the attempt.
+    async fn hibernate(&self) -> Result<(), WorkerError>;
 
     /// Stops the VM: processes get SIGTERM, after `grace` SIGKILL; zero ends the VMM at once. May be called again
     /// with a shorter grace while an earlier call waits.

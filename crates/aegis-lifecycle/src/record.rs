@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aegis_types::{Handle, ImageName, InstanceId, Mib, StopReason, Vcpus};
+use aegis_types::{Handle, ImageName, InstanceId, Mib, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
 
 /// What was asked for; never changes.
@@ -24,6 +24,8 @@ pub struct InstanceSpec {
     pub memory: Mib,
     /// Virtual CPUs.
     pub vcpus: Vcpus,
+    /// What it does by itself.
+    pub policy: Policy,
     /// Creation.
     pub created_at: Timestamp,
 }
@@ -41,6 +43,8 @@ pub struct Record {
     pub updated_at: Timestamp,
     /// Last time that it was started or used.
     pub last_active_at: Option<Timestamp>,
+    /// Start of its life: the last start that was not a restore. For [`Policy::max_lifetime`].
+    pub life_began_at: Option<Timestamp>,
     /// End of the last VM.
     pub last_stop: Option<LastStop>,
 }

@@ -33,6 +33,7 @@ pub(crate) async fn create(
         live: true,
         updated_at: now,
         last_active_at: Some(now),
+        life_began_at: Some(now),
         last_stop: None,
     };
     shared.ports.registry.save(&record).await?;

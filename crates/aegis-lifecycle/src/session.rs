@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::driver::Report;
 use crate::effects::{report, send};
 use crate::logs;
-use crate::ports::{LaunchError, Launcher, LogSink, SystemMessage, Worker};
+use crate::ports::{LaunchError, Launched, Launcher, LogSink, SystemMessage, Worker};
 use crate::record::InstanceSpec;
 use crate::status::Status;
 use crate::step::{BootProblem, Event};
@@ -90,12 +90,15 @@ impl Session {
     }
 
     async fn launch(&self, launcher: &dyn Launcher) -> Result<Arc<dyn Worker>, Event> {
-        let worker =
+        let Launched { worker, notes } =
             launcher.launch(&self.spec, &self.vm).await.map_err(|LaunchError { message, hint }| {
                 let details =
                     hint.into_iter().map(|hint| format!("hint: {}", text::bounded(&hint))).collect();
                 self.failed(BootProblem { message: text::bounded(&message), details })
             })?;
+        for note in notes {
+            self.logs.system(&self.spec.id, SystemMessage::Error(text::bounded(&note))).await;
+        }
         send(&self.reports, Report::Launched { vm: self.vm.clone(), worker: Arc::clone(&worker) }).await;
         Ok(worker)
     }

@@ -23,6 +23,7 @@ fn hello() -> Hello {
         seed: "ab".repeat(64),
         hostname: "web".to_owned(),
         machine_id: "0".repeat(32),
+        template: false,
     }
 }
 

@@ -16,7 +16,8 @@ pub const STATUS: &str = "status";
 pub const CLOCK_SET: &str = "clock.set";
 /// Ends every process and switches the machine off: [`Shutdown`] → `null`, answered before anything ends.
 pub const SHUTDOWN: &str = "shutdown";
-/// Makes the link safe to save: no parameters → `null`; then the host closes the multiplexer.
+/// Makes the guest safe to save: waits until its root file system is ready, writes its disks, → `null`; then the host
+/// closes the multiplexer and waits for [`crate::hello::Greeting::Parked`]. No parameters.
 pub const PARK: &str = "park";
 
 /// A process to start.

@@ -31,6 +31,10 @@ pub struct Hello {
     pub hostname: String,
     /// 32 hexadecimal digits: machine-id(5).
     pub machine_id: String,
+    /// The guest becomes a template: it gets its identity with a later greeting, so nothing of this one is written to
+    /// its disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
 }
 
 impl std::fmt::Debug for Hello {
@@ -43,6 +47,7 @@ impl std::fmt::Debug for Hello {
             .field("seed", &"[redacted]")
             .field("hostname", &self.hostname)
             .field("machine_id", &self.machine_id)
+            .field("template", &self.template)
             .finish()
     }
 }
@@ -100,6 +105,7 @@ mod tests {
             seed: "ab".repeat(SEED_MIN),
             hostname: "web".into(),
             machine_id: "0".repeat(32),
+            template: false,
         });
         let text = String::from_utf8(hello.encode()).unwrap();
         assert!(

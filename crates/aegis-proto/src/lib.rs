@@ -7,6 +7,7 @@
 //! that ends the stream it came on.
 #![forbid(unsafe_code)]
 
+pub mod activity;
 pub mod control;
 pub mod exec;
 pub mod frame;
@@ -14,7 +15,9 @@ pub mod hello;
 pub mod jsonrpc;
 pub mod lines;
 pub mod logs;
+pub mod saved;
 pub mod service;
+pub mod tcp;
 pub mod worker;
 
 /// Generation of the guest wire that this build speaks. The host sends its own in HELLO, the guest answers

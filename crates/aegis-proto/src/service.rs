@@ -18,10 +18,14 @@ pub enum Service {
     Exec = 2,
     /// Output and end of the primary process: see [`crate::logs`].
     Logs = 3,
+    /// A connection to a TCP port of the guest: see [`crate::tcp`].
+    Tcp = 4,
+    /// Signs of life of the guest: see [`crate::activity`].
+    Activity = 5,
 }
 
 impl Service {
-    const ALL: [Service; 3] = [Self::Control, Self::Exec, Self::Logs];
+    const ALL: [Service; 5] = [Self::Control, Self::Exec, Self::Logs, Self::Tcp, Self::Activity];
 
     /// The number on the wire.
     pub fn number(self) -> u16 {

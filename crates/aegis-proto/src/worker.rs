@@ -9,13 +9,17 @@
 
 use std::path::PathBuf;
 
-use aegis_types::{InstanceId, VmSpec};
+use aegis_types::{InstanceId, StartKind, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
 /// File descriptor of the listening control socket in a new worker.
 pub const CONTROL_FD: i32 = 3;
 /// File descriptor of the listening stream socket in a new worker.
 pub const STREAMS_FD: i32 = 4;
+
+/// File descriptor of the sealed memory of a template in a new worker, if its [`WorkerConfig`] says
+/// [`aegis_types::Ram::Template`].
+pub const TEMPLATE_FD: i32 = 5;
 
 /// Name of the control socket in the runtime directory.
 pub const CONTROL_SOCKET: &str = "worker.sock";
@@ -43,8 +47,30 @@ pub struct WorkerConfig {
     pub machine_id: String,
     /// Time for one attempt from the start of the VMM to the guest's answer, in milliseconds.
     pub boot_timeout_ms: u64,
-    /// Attempts to boot before giving up.
+    /// Attempts to boot before giving up. They come after the one to restore.
     pub boot_attempts: u8,
+    /// Saved state to go on from. If that fails, the VM is booted from empty memory instead, and [`Ready::fallback`]
+    /// has the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
+    /// Names the VMM's program and the machine that it makes: saved state fits only the same one.
+    #[serde(default)]
+    pub machine: String,
+    /// The guest becomes a template: see [`crate::hello::Hello::template`].
+    #[serde(default)]
+    pub template: bool,
+}
+
+/// What a VM is restored from, beside its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// State of the devices, as the VMM wrote it. Readable when the worker starts; only needed until the VM runs.
+    pub state: PathBuf,
+    /// [`StartKind::Template`] or [`StartKind::Restore`].
+    pub kind: StartKind,
+    /// The boot that the memory goes back to, for [`StartKind::Restore`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<VmId>,
 }
 
 /// Which process a worker is, so that a later daemon never trusts a recycled pid.
@@ -55,7 +81,7 @@ pub struct WorkerIdentity {
     /// Start time in clock ticks since boot: field 22 of proc_pid_stat(5).
     pub start_ticks: u64,
     /// The VM that the worker runs.
-    pub vm_id: aegis_types::VmId,
+    pub vm_id: VmId,
 }
 
 /// No parameters → [`Ready`] once the guest answered, or the boot failure as an error whose `data` is a [`BootFailure`].
@@ -67,6 +93,11 @@ pub const STATUS: &str = "status";
 pub const PAUSE: &str = "pause";
 /// Undoes [`PAUSE`] and sets the guest's clock: no parameters → `null`. Idempotent.
 pub const RESUME: &str = "resume";
+/// Saves the VM and ends it: no parameters → `null` when everything that [`crate::saved`] names is written and the VMM
+/// is gone; the worker ends after it with [`ExitReason::Hibernated`]. Only for a VM whose memory is
+/// [`aegis_types::Ram::File`]. A paused VM is let go on for as long as it takes. On an error the VM runs, and nothing
+/// is left of the attempt.
+pub const HIBERNATE: &str = "hibernate";
 /// Stops the guest in order, then by force: [`Stop`] → `null` when the VM is gone. The worker ends after it.
 pub const STOP: &str = "stop";
 /// Notification to every control client before the worker ends: [`Exited`].
@@ -83,6 +114,36 @@ pub struct Ready {
     pub boot_ms: u64,
     /// Attempts that it took.
     pub attempts: u8,
+    /// What the VM was started from.
+    #[serde(default = "cold")]
+    pub start: StartKind,
+    /// Why it was booted although there was saved state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+    /// The boot that the guest's memory goes back to, if it is not this VM's own: log lines are counted from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<VmId>,
+    /// Where the time went.
+    #[serde(default)]
+    pub phases: StartPhases,
+}
+
+fn cold() -> StartKind {
+    StartKind::Cold
+}
+
+/// Parts of a start, in microseconds, each counted from the end of the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StartPhases {
+    /// From the start of the VMM to its readiness for commands.
+    #[serde(default)]
+    pub vmm_us: u64,
+    /// Until the saved state was loaded; 0 for a boot.
+    #[serde(default)]
+    pub load_us: u64,
+    /// Until the guest answered the greeting.
+    #[serde(default)]
+    pub guest_us: u64,
 }
 
 /// Why a VM did not start.
@@ -104,6 +165,8 @@ pub enum Phase {
     Running,
     /// CPUs halted.
     Paused,
+    /// Being saved.
+    Hibernating,
     /// Being stopped.
     Stopping,
 }
@@ -166,4 +229,6 @@ pub enum ExitReason {
     VmmDied,
     /// The guest broke the rules of the link.
     LinkViolation,
+    /// [`HIBERNATE`] was called and the VM is saved.
+    Hibernated,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use aegis_types::{Handle, ImageName, InstanceId, Mib, StopReason, Vcpus};
+use aegis_types::{Handle, ImageName, InstanceId, Mib, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, ErrorCode, Row, named_params};
@@ -30,6 +30,8 @@ pub struct InstanceRow {
     pub memory: Mib,
     /// Virtual CPUs.
     pub vcpus: Vcpus,
+    /// What it does by itself.
+    pub policy: Policy,
     /// Creation.
     pub created_at: Timestamp,
     /// It may be woken.
@@ -40,6 +42,8 @@ pub struct InstanceRow {
     pub updated_at: Timestamp,
     /// Last time that it was started or used.
     pub last_active_at: Option<Timestamp>,
+    /// Last start that was not a restore.
+    pub life_began_at: Option<Timestamp>,
     /// End of the last VM.
     pub stopped_at: Option<Timestamp>,
     /// Why the last VM ended.
@@ -51,15 +55,16 @@ pub struct InstanceRow {
 }
 
 const UPSERT: &str = "
-    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, created_at,
-        enabled, live, updated_at, last_active_at, stopped_at, stop_reason, exit_code, last_error)
-    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :created_at,
-        :enabled, :live, :updated_at, :last_active_at, :stopped_at, :stop_reason, :exit_code, :last_error)
+    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, created_at,
+        enabled, live, updated_at, last_active_at, life_began_at, stopped_at, stop_reason, exit_code, last_error)
+    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :created_at,
+        :enabled, :live, :updated_at, :last_active_at, :life_began_at, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
-        workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus,
+        workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus, policy = excluded.policy,
         created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
+        life_began_at = excluded.life_began_at,
         stopped_at = excluded.stopped_at, stop_reason = excluded.stop_reason, exit_code = excluded.exit_code,
         last_error = excluded.last_error";
 
@@ -77,11 +82,13 @@ impl InstanceRow {
             ":workdir": self.workdir,
             ":memory_mb": self.memory.get(),
             ":vcpus": self.vcpus.get(),
+            ":policy": serde_json::to_string(&self.policy).expect("plain data serialises"),
             ":created_at": self.created_at.to_string(),
             ":enabled": self.enabled,
             ":live": self.live,
             ":updated_at": self.updated_at.to_string(),
             ":last_active_at": text(self.last_active_at),
+            ":life_began_at": text(self.life_began_at),
             ":stopped_at": text(self.stopped_at),
             ":stop_reason": self.stop_reason.map(StopReason::as_str),
             ":exit_code": self.exit_code,
@@ -120,11 +127,13 @@ impl InstanceRow {
             workdir: columns.get("workdir")?,
             memory: columns.sized("memory_mb", Mib::new)?,
             vcpus: columns.sized("vcpus", Vcpus::new)?,
+            policy: columns.json("policy")?,
             created_at: columns.parsed("created_at")?,
             enabled: columns.get("enabled")?,
             live: columns.get("live")?,
             updated_at: columns.parsed("updated_at")?,
             last_active_at: columns.parsed_option("last_active_at")?,
+            life_began_at: columns.parsed_option("life_began_at")?,
             stopped_at: columns.parsed_option("stopped_at")?,
             stop_reason: columns.parsed_option("stop_reason")?,
             exit_code: columns.get("exit_code")?,

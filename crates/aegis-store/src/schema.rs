@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use crate::StoreError;
 
 /// One SQL script per version. **Invariant:** a published step is never edited; a change is a new step.
-pub(crate) const STEPS: &[&str] = &["
+pub(crate) const STEPS: &[&str] = &[
+    "
     CREATE TABLE instances (
         id             TEXT PRIMARY KEY,
         handle         TEXT UNIQUE,
@@ -25,7 +26,20 @@ pub(crate) const STEPS: &[&str] = &["
         exit_code      INTEGER,
         last_error     TEXT
     ) STRICT;
-"];
+",
+    "
+    ALTER TABLE instances ADD COLUMN policy TEXT NOT NULL DEFAULT '{}'; -- JSON object
+    ALTER TABLE instances ADD COLUMN life_began_at TEXT;
+    CREATE TABLE exposes (
+        instance_id    TEXT NOT NULL REFERENCES instances (id) ON DELETE CASCADE,
+        guest_port     INTEGER NOT NULL,
+        public_port    INTEGER NOT NULL,
+        chosen         INTEGER NOT NULL,  -- the user chose the public port
+        protocol       TEXT NOT NULL,
+        PRIMARY KEY (instance_id, guest_port)
+    ) STRICT;
+",
+];
 
 /// Brings the file to the newest version of `steps`. Each step is applied completely or not at all.
 pub(crate) fn migrate(connection: &mut Connection, steps: &[&str]) -> Result<(), StoreError> {

@@ -17,6 +17,8 @@ pub enum InstanceState {
     Running,
     /// The VM is in memory and its CPUs are halted.
     Paused,
+    /// No VM; its memory is on disk, and the next start goes on from there.
+    Hibernated,
 }
 
 impl InstanceState {
@@ -27,6 +29,7 @@ impl InstanceState {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Hibernated => "hibernated",
         }
     }
 }
@@ -59,10 +62,14 @@ pub enum StopReason {
     GuestFault,
     /// The daemon shut down, or was not there when the VM ended.
     DaemonStopped,
+    /// Its memory was saved to disk. While that is so, the instance is [`InstanceState::Hibernated`].
+    Hibernated,
+    /// It reached the longest life that it was given.
+    Lifetime,
 }
 
 impl StopReason {
-    const ALL: [StopReason; 9] = [
+    const ALL: [StopReason; 11] = [
         Self::NeverStarted,
         Self::Exited,
         Self::Requested,
@@ -72,6 +79,8 @@ impl StopReason {
         Self::VmmDied,
         Self::GuestFault,
         Self::DaemonStopped,
+        Self::Hibernated,
+        Self::Lifetime,
     ];
 
     /// The reason as it is written in the API and the registry.
@@ -86,11 +95,42 @@ impl StopReason {
             Self::VmmDied => "vmm_died",
             Self::GuestFault => "guest_fault",
             Self::DaemonStopped => "daemon_stopped",
+            Self::Hibernated => "hibernated",
+            Self::Lifetime => "lifetime",
         }
     }
 }
 
 impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a VM was started from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartKind {
+    /// A kernel that booted.
+    Cold,
+    /// A copy of a template: a VM that was booted and parked before.
+    Template,
+    /// The instance's own memory, saved when it was hibernated.
+    Restore,
+}
+
+impl StartKind {
+    /// The kind as it is written in the API and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Template => "template",
+            Self::Restore => "restore",
+        }
+    }
+}
+
+impl fmt::Display for StartKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }

@@ -58,6 +58,22 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+/// Where the memory of a VM is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Ram {
+    /// Nowhere but in the VMM: it ends with the VM.
+    #[default]
+    Anonymous,
+    /// In a file of its own, which always holds what the guest sees. Such a VM can be saved by saving its devices.
+    File {
+        /// The file, as long as the memory. Its directory is the VM's alone and holds what a saved VM consists of.
+        path: PathBuf,
+    },
+    /// A private copy-on-write view of a sealed memory file that the worker inherits under a fixed descriptor.
+    Template,
+}
+
 /// Everything that decides how a VM is started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
@@ -77,6 +93,9 @@ pub struct VmSpec {
     pub vcpus: Vcpus,
     /// Block devices, in order.
     pub disks: Vec<Disk>,
+    /// Where the memory is.
+    #[serde(default)]
+    pub ram: Ram,
     /// Existing private directory for the sockets of this VM.
     pub runtime_dir: PathBuf,
 }

@@ -131,6 +131,7 @@ mod tests {
             memory: Mib::new(256).unwrap(),
             vcpus: Vcpus::new(2).unwrap(),
             disks: vec![disk("/images/a,b.erofs", "root", true), disk("/inst/upper.ext4", "upper", false)],
+            ram: Ram::default(),
             runtime_dir: "/run/x".into(),
         }
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use aegis_link::LinkEnd;
 use aegis_link::host::HostLink;
 use aegis_link::rpc::CallError;
-use aegis_proto::worker::{BootFailure, ExitReason, Exited, Phase, Ready, WorkerConfig};
+use aegis_proto::worker::{BootFailure, ExitReason, Exited, Phase, Ready, StartPhases, WorkerConfig};
+use aegis_types::StartKind;
 use aegis_vmm::{Vm, VmExit, Vmm};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -124,6 +125,10 @@ impl Driver {
             generation: up.welcome.generation,
             boot_ms: u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX),
             attempts,
+            start: StartKind::Cold,
+            fallback: None,
+            boot_id: None,
+            phases: StartPhases::default(),
         };
         tracing::info!(boot_ms = ready.boot_ms, attempts, "the VM is up");
         let mut live = Live { vm: up.vm, guest: Guest::default(), paused: false };

@@ -61,6 +61,7 @@ fn hello(config: &WorkerConfig) -> Result<Hello, getrandom::Error> {
         seed: hex::encode(seed),
         hostname: config.hostname.clone(),
         machine_id: config.machine_id.clone(),
+        template: config.template,
     })
 }
 

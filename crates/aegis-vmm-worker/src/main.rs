@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use aegis_proto::worker::{CONTROL_FD, Confinement, STREAMS_FD, WorkerConfig};
-use aegis_types::{Accelerator, Mib, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm_qemu::Qemu;
 use aegis_vmm_worker::{confine, probe, run_until};
 use tokio::net::UnixListener;
@@ -95,6 +95,7 @@ fn print_confinement() -> Result<(), Failure> {
         memory: Mib::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         disks: Vec::new(),
+        ram: Ram::default(),
         runtime_dir: nowhere,
     };
     let (confinement, scope) = confine::apply(&vm);

@@ -102,6 +102,7 @@ async fn open(client: &mut BufReader<UnixStream>, view: &watch::Receiver<View>) 
             Phase::Running => view.link.clone().ok_or("the guest link is being restored")?,
             Phase::Booting => return Err("booting".to_owned()),
             Phase::Paused => return Err("paused".to_owned()),
+            Phase::Hibernating => return Err("hibernating".to_owned()),
             Phase::Stopping => return Err("stopping".to_owned()),
         }
     };

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use aegis_proto::worker::WorkerConfig;
-use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Mib, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm_worker::confine;
 
 fn config(dir: &Path) -> WorkerConfig {
@@ -30,12 +30,16 @@ fn config(dir: &Path) -> WorkerConfig {
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
             disks: vec![disk("image", true), disk("upper", false)],
+            ram: Ram::default(),
             runtime_dir: dir.join("run"),
         },
         hostname: "web".to_owned(),
         machine_id: "0".repeat(32),
         boot_timeout_ms: 1,
         boot_attempts: 1,
+        restore: None,
+        machine: String::new(),
+        template: false,
     }
 }
 

@@ -12,7 +12,7 @@ use aegis_proto::worker::{
     BootFailure, CONTROL_SOCKET, Confinement, EXIT_FILE, EXITED, ExitReason, Exited, PAUSE, Phase, RESUME,
     Ready, STATUS, STOP, STREAMS_SOCKET, Stop, WAIT_READY, WorkerConfig, WorkerStatus,
 };
-use aegis_types::{Accelerator, InstanceId, Mib, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, InstanceId, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm::VmExit;
 use aegis_vmm_worker::{probe, run_until};
 use fake::{FakeVmm, Guest};
@@ -45,12 +45,16 @@ fn config(dir: &Path, boot_timeout_ms: u64) -> WorkerConfig {
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
             disks: Vec::new(),
+            ram: Ram::default(),
             runtime_dir: dir.to_owned(),
         },
         hostname: "web".to_owned(),
         machine_id: "0".repeat(32),
         boot_timeout_ms,
         boot_attempts: 2,
+        restore: None,
+        machine: String::new(),
+        template: false,
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aegis_config::{AcceleratorSetting, Asset, Home, NotFound, Setting};
 use aegis_proto::worker::{CONFIG_FILE, WorkerConfig};
-use aegis_types::{Accelerator, InstanceId, Mib, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, InstanceId, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm_qemu::probe::{Cache, CacheKey, StaticVerdict, Verdict, static_verdict};
 use serde::Deserialize;
 use tokio::process::Command;
@@ -86,6 +86,7 @@ impl Accel {
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
             disks: Vec::new(),
+            ram: Ram::default(),
             runtime_dir: runtime_dir.clone(),
         };
         let config = WorkerConfig {
@@ -95,6 +96,9 @@ impl Accel {
             machine_id: "0".repeat(32),
             boot_timeout_ms: u64::try_from(TRIAL_DEADLINE.as_millis()).expect("a small constant"),
             boot_attempts: 1,
+            restore: None,
+            machine: String::new(),
+            template: false,
         };
         tracing::info!("trying whether KVM boots a VM");
         let verdict = judge(trial(&worker, &config).await);
@@ -163,6 +167,7 @@ mod tests {
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
             disks: Vec::new(),
+            ram: Ram::default(),
             runtime_dir: dir.join("probe"),
         };
         WorkerConfig {
@@ -172,6 +177,9 @@ mod tests {
             machine_id: "0".repeat(32),
             boot_timeout_ms: 1,
             boot_attempts: 1,
+            restore: None,
+            machine: String::new(),
+            template: false,
         }
     }
 

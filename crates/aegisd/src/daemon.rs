@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aegis_config::{AcceleratorSetting, Home, HomeError, Settings};
 use aegis_image::ImageError;
-use aegis_lifecycle::ports::{self, Adoption, LaunchError, Worker};
+use aegis_lifecycle::ports::{self, Adoption, LaunchError, Launched};
 use aegis_lifecycle::record::{InstanceSpec, Record};
 use aegis_lifecycle::{Manager, Ports};
 use aegis_store::{Store, StoreError};
@@ -268,8 +268,16 @@ struct WithLogs {
 
 #[async_trait]
 impl ports::Launcher for WithLogs {
-    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Arc<dyn Worker>, LaunchError> {
+    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Launched, LaunchError> {
         self.launcher.launch(spec, vm).await
+    }
+
+    async fn has_saved(&self, id: &InstanceId) -> bool {
+        self.launcher.has_saved(id).await
+    }
+
+    async fn discard_saved(&self, id: &InstanceId) {
+        self.launcher.discard_saved(id).await;
     }
 
     async fn adopt(&self, id: &InstanceId) -> Adoption {

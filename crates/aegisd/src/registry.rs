@@ -23,7 +23,7 @@ impl Registry for StoredRegistry {
 }
 
 fn to_row(record: Record) -> InstanceRow {
-    let Record { spec, enabled, live, updated_at, last_active_at, last_stop } = record;
+    let Record { spec, enabled, live, updated_at, last_active_at, life_began_at, last_stop } = record;
     let (stopped_at, stop_reason, exit_code, last_error) = match last_stop {
         Some(stop) => (Some(stop.at), Some(stop.reason), stop.exit_code, stop.error),
         None => (None, None, None, None),
@@ -37,11 +37,13 @@ fn to_row(record: Record) -> InstanceRow {
         workdir: spec.workdir,
         memory: spec.memory,
         vcpus: spec.vcpus,
+        policy: spec.policy,
         created_at: spec.created_at,
         enabled,
         live,
         updated_at,
         last_active_at,
+        life_began_at,
         stopped_at,
         stop_reason,
         exit_code,
@@ -67,12 +69,14 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
             workdir: row.workdir,
             memory: row.memory,
             vcpus: row.vcpus,
+            policy: row.policy,
             created_at: row.created_at,
         },
         enabled: row.enabled,
         live: row.live,
         updated_at: row.updated_at,
         last_active_at: row.last_active_at,
+        life_began_at: row.life_began_at,
         last_stop,
     }
 }
@@ -80,7 +84,7 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use aegis_types::{Handle, ImageName, Mib, StopReason, Vcpus};
+    use aegis_types::{Handle, ImageName, Mib, Policy, StopReason, Vcpus};
     use jiff::Timestamp;
 
     use super::*;
@@ -96,6 +100,7 @@ mod tests {
             workdir: Some("/srv".into()),
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
+            policy: Policy { no_hibernate: true, ..Policy::default() },
             created_at: Timestamp::UNIX_EPOCH,
         };
         let stop = LastStop {
@@ -111,6 +116,7 @@ mod tests {
                 live: false,
                 updated_at: Timestamp::UNIX_EPOCH,
                 last_active_at: Some(Timestamp::UNIX_EPOCH),
+                life_began_at: Some(Timestamp::UNIX_EPOCH),
                 last_stop,
             };
             assert_eq!(to_record(to_row(record.clone())), record);

@@ -76,6 +76,7 @@ pub(crate) fn hello() -> Hello {
         seed: "5a".repeat(32),
         hostname: "web".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        template: false,
     }
 }
 

@@ -231,6 +231,7 @@ pub(super) fn cause_of(exited: &Exited, booting: bool) -> StopCause {
         ExitReason::Stopped => StopReason::Requested,
         ExitReason::GuestShutdown => StopReason::GuestShutdown,
         ExitReason::VmmDied => StopReason::VmmDied,
+        ExitReason::Hibernated => StopReason::Hibernated,
     };
     StopCause::failed(reason, &exited.message)
 }

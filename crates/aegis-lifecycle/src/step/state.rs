@@ -139,7 +139,9 @@ impl StopCause {
             | StopReason::GuestShutdown
             | StopReason::VmmDied
             | StopReason::GuestFault
-            | StopReason::DaemonStopped => None,
+            | StopReason::DaemonStopped
+            | StopReason::Hibernated
+            | StopReason::Lifetime => None,
         }
     }
 

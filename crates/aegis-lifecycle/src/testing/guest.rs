@@ -12,8 +12,10 @@ use aegis_proto::frame::Frame;
 use aegis_proto::jsonrpc::{METHOD_NOT_FOUND, RpcError};
 use aegis_proto::logs::{LogEvent, LogLine, OutputStream, Subscribe};
 use aegis_proto::service::Service;
-use aegis_proto::worker::{BootFailure, Confinement, ExitReason, Exited, Phase, Ready, WorkerStatus};
-use aegis_types::{ExitStatus, VmId};
+use aegis_proto::worker::{
+    BootFailure, Confinement, ExitReason, Exited, Phase, Ready, StartPhases, WorkerStatus,
+};
+use aegis_types::{ExitStatus, StartKind, VmId};
 use serde_json::Value;
 use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::watch;
@@ -51,6 +53,7 @@ pub(crate) struct State {
     pub(crate) logs_refused: bool,
     pub(crate) ignores_stop: bool,
     pub(crate) pause_fails: bool,
+    pub(crate) hibernate_fails: bool,
     pub(crate) status_fails: bool,
 }
 
@@ -58,10 +61,21 @@ pub(crate) struct Guest {
     pub(crate) vm: VmId,
     pub(crate) state: watch::Sender<State>,
     pub(crate) calls: Mutex<Vec<String>>,
+    /// Its memory is on disk.
+    pub(crate) saved: std::sync::atomic::AtomicBool,
 }
 
 pub(crate) fn ready(attempts: u8) -> Ready {
-    Ready { harness_version: "1".to_owned(), generation: 1, boot_ms: 1, attempts }
+    Ready {
+        harness_version: "1".to_owned(),
+        generation: 1,
+        boot_ms: 1,
+        attempts,
+        start: StartKind::Cold,
+        fallback: None,
+        boot_id: None,
+        phases: StartPhases::default(),
+    }
 }
 
 impl Guest {
@@ -77,9 +91,15 @@ impl Guest {
             logs_refused: false,
             ignores_stop: false,
             pause_fails: false,
+            hibernate_fails: false,
             status_fails: false,
         };
-        Self { vm, state: watch::Sender::new(state), calls: Mutex::default() }
+        Self {
+            vm,
+            state: watch::Sender::new(state),
+            calls: Mutex::default(),
+            saved: std::sync::atomic::AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn set(&self, change: impl FnOnce(&mut State)) {
@@ -151,6 +171,18 @@ impl Worker for Arc<Guest> {
         Ok(())
     }
 
+    async fn hibernate(&self) -> Result<(), WorkerError> {
+        self.called("hibernate");
+        if self.state.borrow().hibernate_fails {
+            return Err(WorkerError("the disk is full".to_owned()));
+        }
+        self.saved.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.set(|s| {
+            s.exited.get_or_insert(Exited { reason: ExitReason::Hibernated, message: "saved".to_owned() });
+        });
+        Ok(())
+    }
+
     async fn stop(&self, grace: Duration) -> Result<(), WorkerError> {
         self.called(format!("stop {}", grace.as_secs()));
         // A guest that ignores a polite stop must still obey force.
@@ -182,6 +214,7 @@ impl Worker for Arc<Guest> {
                 Service::Control => guest.control(theirs).await,
                 Service::Logs => guest.logs(theirs).await,
                 Service::Exec => guest.exec(theirs).await,
+                Service::Tcp | Service::Activity => {}
             }
         });
         Ok(Box::new(ours))

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aegis_proto::logs::LogLine;
-use aegis_types::{Handle, ImageName, InstanceId, InstanceState, Mib, Vcpus, VmId};
+use aegis_types::{Handle, ImageName, InstanceId, InstanceState, Mib, Policy, Vcpus, VmId};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::guest::Guest;
 use crate::ports::{
-    Adoption, LaunchError, Launcher, LogSink, Registry, RegistryError, SystemMessage, Worker,
+    Adoption, LaunchError, Launched, Launcher, LogSink, Registry, RegistryError, SystemMessage, Worker,
 };
 use crate::record::{InstanceSpec, Record};
 use crate::{Instance, Manager, Ports, Status};
@@ -29,6 +29,7 @@ pub(crate) fn spec(n: u64, handle: &str) -> InstanceSpec {
         workdir: None,
         memory: Mib::DEFAULT,
         vcpus: Vcpus::DEFAULT,
+        policy: Policy::default(),
         created_at: Timestamp::UNIX_EPOCH,
     }
 }
@@ -142,7 +143,7 @@ struct Port(Arc<World>);
 
 #[async_trait::async_trait]
 impl Launcher for Port {
-    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Arc<dyn Worker>, LaunchError> {
+    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Launched, LaunchError> {
         self.0.called("launch");
         let mut may_launch = self.0.may_launch.subscribe();
         let _ = may_launch.wait_for(|may| *may).await;
@@ -155,8 +156,14 @@ impl Launcher for Port {
         }
         self.0.owners.lock().unwrap().insert(vm.clone(), spec.id.clone());
         self.0.guests.lock().unwrap().push(Arc::clone(&guest));
-        Ok(Arc::new(guest))
+        Ok(Launched { worker: Arc::new(guest), notes: Vec::new() })
     }
+
+    async fn has_saved(&self, _: &InstanceId) -> bool {
+        false
+    }
+
+    async fn discard_saved(&self, _: &InstanceId) {}
 
     async fn adopt(&self, id: &InstanceId) -> Adoption {
         self.0.adoption.lock().unwrap().remove(id).unwrap_or(Adoption::None)

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use aegis_store::{InstanceRow, Store, StoreError};
-use aegis_types::{Handle, ImageName, InstanceId, Mib, StopReason, Vcpus};
+use aegis_types::{Handle, ImageName, InstanceId, Mib, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
 
 fn row(id: u64) -> InstanceRow {
@@ -20,11 +20,13 @@ fn row(id: u64) -> InstanceRow {
         workdir: Some("/srv".into()),
         memory: Mib::new(256).unwrap(),
         vcpus: Vcpus::new(2).unwrap(),
+        policy: Policy { ephemeral: true, ..Policy::default() },
         created_at: at(i64::try_from(id).unwrap()),
         enabled: true,
         live: true,
         updated_at: at(1),
         last_active_at: Some(at(2)),
+        life_began_at: None,
         stopped_at: Some(at(3)),
         stop_reason: Some(StopReason::Exited),
         exit_code: Some(255),

@@ -100,6 +100,7 @@ mod tests {
             memory: Mib::new(512).unwrap(),
             vcpus: Vcpus::DEFAULT,
             disks: Vec::new(),
+            ram: Ram::default(),
             runtime_dir: "/fake".into(),
         };
         let scope = Scope::make(dir.path(), dir.path().to_owned(), &vm).unwrap();

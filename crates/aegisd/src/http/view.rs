@@ -6,14 +6,15 @@ use aegis_lifecycle::{Instance, Status};
 use aegis_proto::worker::Confinement;
 use aegis_types::{Accelerator, InstanceState};
 
-/// Lists show running, starting, paused and stopped instances in this order, and disabled ones last.
+/// Lists show running, starting, paused, hibernated and stopped instances in this order, and disabled ones last.
 fn rank(status: &Status) -> u8 {
     match (status.enabled, status.state) {
-        (false, _) => 4,
+        (false, _) => 5,
         (true, InstanceState::Running) => 0,
         (true, InstanceState::Starting) => 1,
         (true, InstanceState::Paused) => 2,
-        (true, InstanceState::Stopped) => 3,
+        (true, InstanceState::Hibernated) => 3,
+        (true, InstanceState::Stopped) => 4,
     }
 }
 

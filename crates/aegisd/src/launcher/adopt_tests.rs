@@ -9,7 +9,7 @@ use aegis_lifecycle::ports::Launcher as _;
 use aegis_link::rpc::{Handler, serve};
 use aegis_proto::jsonrpc::RpcError;
 use aegis_proto::worker::{CONSOLE_FILE, EXIT_FILE, STREAMS_SOCKET, WorkerConfig};
-use aegis_types::{Accelerator, Mib, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
 use tokio::net::UnixListener;
 
 use super::super::{process, spawn};
@@ -190,6 +190,7 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         memory: Mib::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         disks: Vec::new(),
+        ram: Ram::default(),
         runtime_dir: run_dir.clone(),
     };
     let config = WorkerConfig {
@@ -199,6 +200,9 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         machine_id: "0".repeat(32),
         boot_timeout_ms: 1,
         boot_attempts: 1,
+        restore: None,
+        machine: String::new(),
+        template: false,
     };
     let mut child = spawn::spawn(&program, &config).unwrap();
     let identity: WorkerIdentity =

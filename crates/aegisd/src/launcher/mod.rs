@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_config::Home;
-use aegis_lifecycle::ports::{self, Adoption, LaunchError, Worker};
+use aegis_lifecycle::ports::{self, Adoption, LaunchError, Launched};
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_proto::worker::{CONSOLE_FILE, CONTROL_SOCKET};
 use aegis_types::{InstanceId, VmId};
@@ -102,7 +102,7 @@ impl Launcher {
 
 #[async_trait]
 impl ports::Launcher for Launcher {
-    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Arc<dyn Worker>, LaunchError> {
+    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Launched, LaunchError> {
         let accelerator = self.accel.decide().await.map_err(prepare::missing)?.accelerator;
         let (plan, spec, vm) = (Arc::clone(&self.plan), spec.clone(), vm.clone());
         let spawned = task::spawn_blocking(move || {
@@ -127,7 +127,7 @@ impl ports::Launcher for Launcher {
                 let process = Arc::new(process);
                 let worker =
                     WorkerClient::new(control, &run_dir, process, Some(child), deadline, &self.tasks);
-                Ok(Arc::new(worker))
+                Ok(Launched { worker: Arc::new(worker), notes: Vec::new() })
             }
             Err(e) => {
                 let _ = child.kill();
@@ -137,6 +137,12 @@ impl ports::Launcher for Launcher {
             }
         }
     }
+
+    async fn has_saved(&self, _id: &InstanceId) -> bool {
+        false
+    }
+
+    async fn discard_saved(&self, _id: &InstanceId) {}
 
     async fn adopt(&self, id: &InstanceId) -> Adoption {
         self.adopt_worker(id).await

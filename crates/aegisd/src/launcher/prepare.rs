@@ -8,7 +8,7 @@ use aegis_config::{Asset, Home, NotFound};
 use aegis_lifecycle::ports::LaunchError;
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_proto::worker::WorkerConfig;
-use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, VmId, VmSpec};
+use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Ram, VmId, VmSpec};
 use sha2::{Digest as _, Sha256};
 
 use super::files;
@@ -75,6 +75,7 @@ impl Plan {
             memory: spec.memory,
             vcpus: spec.vcpus,
             disks: vec![disk(root, ROOT_SERIAL, true), disk(upper, UPPER_SERIAL, false)],
+            ram: Ram::default(),
             runtime_dir: self.home.run_dir(&spec.id),
         };
         let hostname = spec.handle.as_ref().map_or(spec.id.as_str(), |handle| handle.as_str());
@@ -85,6 +86,9 @@ impl Plan {
             machine_id: machine_id(&spec.id),
             boot_timeout_ms: u64::try_from(self.boot_timeout.as_millis()).unwrap_or(u64::MAX),
             boot_attempts: BOOT_ATTEMPTS,
+            restore: None,
+            machine: String::new(),
+            template: false,
         };
         Ok((worker, config))
     }

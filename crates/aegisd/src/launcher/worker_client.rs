@@ -11,8 +11,8 @@ use aegis_link::Carrier;
 use aegis_link::rpc::{CallError, Client, Notification};
 use aegis_proto::service::Service;
 use aegis_proto::worker::{
-    BootFailure, CONSOLE_FILE, CONTROL_SOCKET, EXIT_FILE, EXITED, ExitReason, Exited, PAUSE, RESUME, Ready,
-    STATUS, STOP, STREAMS_SOCKET, Stop, WAIT_READY, WorkerStatus,
+    BootFailure, CONSOLE_FILE, CONTROL_SOCKET, EXIT_FILE, EXITED, ExitReason, Exited, HIBERNATE, PAUSE,
+    RESUME, Ready, STATUS, STOP, STREAMS_SOCKET, Stop, WAIT_READY, WorkerStatus,
 };
 use async_trait::async_trait;
 use serde::Serialize;
@@ -32,6 +32,8 @@ use crate::text::printable;
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Time on top of what a worker was given for a longer task.
 const MARGIN: Duration = Duration::from_secs(10);
+/// Time to save a VM: its memory is in its file already.
+const SAVE_DEADLINE: Duration = Duration::from_secs(60);
 /// Time for a worker to end after it hung up.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 /// Time for what a dead worker sent to reach us: it is in the socket already.
@@ -141,6 +143,14 @@ impl Worker for WorkerClient {
 
     async fn resume(&self) -> Result<(), WorkerError> {
         Ok(self.call(RESUME, &(), CALL_DEADLINE).await?)
+    }
+
+    async fn hibernate(&self) -> Result<(), WorkerError> {
+        match self.call(HIBERNATE, &(), SAVE_DEADLINE).await {
+            Ok(()) => Ok(()),
+            Err(CallFailure::Gone(Exited { reason: ExitReason::Hibernated, .. })) => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     async fn stop(&self, grace: Duration) -> Result<(), WorkerError> {

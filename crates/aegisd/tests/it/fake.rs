@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use aegis_lifecycle::ports::{Adoption, LaunchError, Launcher, Worker, WorkerError};
+use aegis_lifecycle::ports::{Adoption, LaunchError, Launched, Launcher, Worker, WorkerError};
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_link::Carrier;
 use aegis_link::frames::{FrameReader, write_frame};
@@ -19,8 +19,10 @@ use aegis_proto::exec::{ExecEvent, ExecRequest};
 use aegis_proto::jsonrpc::{self, RpcError};
 use aegis_proto::logs::{LogEvent, LogLine, OutputStream};
 use aegis_proto::service::Service;
-use aegis_proto::worker::{BootFailure, Confinement, ExitReason, Exited, Phase, Ready, WorkerStatus};
-use aegis_types::{ExitStatus, InstanceId, VmId};
+use aegis_proto::worker::{
+    BootFailure, Confinement, ExitReason, Exited, Phase, Ready, StartPhases, WorkerStatus,
+};
+use aegis_types::{ExitStatus, InstanceId, StartKind, VmId};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;
@@ -53,7 +55,7 @@ impl FakeLauncher {
 
 #[async_trait]
 impl Launcher for FakeLauncher {
-    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Arc<dyn Worker>, LaunchError> {
+    async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Launched, LaunchError> {
         if spec.command[0] == "unlaunchable" {
             return Err(LaunchError { message: "no kernel".to_owned(), hint: Some("get one".to_owned()) });
         }
@@ -63,8 +65,14 @@ impl Launcher for FakeLauncher {
             phase: Mutex::new(Phase::Running),
         });
         self.live.lock().unwrap().insert(spec.id.clone(), (vm.clone(), Arc::clone(&worker)));
-        Ok(worker)
+        Ok(Launched { worker, notes: Vec::new() })
     }
+
+    async fn has_saved(&self, _: &InstanceId) -> bool {
+        false
+    }
+
+    async fn discard_saved(&self, _: &InstanceId) {}
 
     async fn adopt(&self, id: &InstanceId) -> Adoption {
         match self.live.lock().unwrap().get(id) {
@@ -99,7 +107,16 @@ impl FakeWorker {
 #[async_trait]
 impl Worker for FakeWorker {
     async fn wait_ready(&self) -> Result<Ready, BootFailure> {
-        Ok(Ready { harness_version: "1.2.3".to_owned(), generation: 1, boot_ms: 7, attempts: 1 })
+        Ok(Ready {
+            harness_version: "1.2.3".to_owned(),
+            generation: 1,
+            boot_ms: 7,
+            attempts: 1,
+            start: StartKind::Cold,
+            fallback: None,
+            boot_id: None,
+            phases: StartPhases::default(),
+        })
     }
 
     async fn status(&self) -> Result<WorkerStatus, WorkerError> {
@@ -119,6 +136,10 @@ impl Worker for FakeWorker {
     async fn resume(&self) -> Result<(), WorkerError> {
         *self.phase.lock().unwrap() = Phase::Running;
         Ok(())
+    }
+
+    async fn hibernate(&self) -> Result<(), WorkerError> {
+        Err(WorkerError("the fake cannot".to_owned()))
     }
 
     async fn stop(&self, _: Duration) -> Result<(), WorkerError> {
@@ -154,6 +175,7 @@ impl Guest {
             Service::Control => drop(rpc::serve(stream, Arc::new(Control(self)), None).await),
             Service::Logs => self.logs(stream).await,
             Service::Exec => exec(stream).await,
+            Service::Tcp | Service::Activity => {}
         }
     }
 

@@ -32,6 +32,8 @@ pub(super) fn stopped(info: &InstanceInfo, system: &[String]) -> Result<u8, CliE
         Some(StopReason::DaemonStopped) => "aegisd stopped before the command ended",
         Some(StopReason::VmmDied) => "the VM was lost before its command ended",
         Some(StopReason::GuestFault) => "the guest broke the rules of its link and was stopped",
+        Some(StopReason::Hibernated) => "the instance was hibernated before its command ended",
+        Some(StopReason::Lifetime) => "the instance reached its longest life before its command ended",
         Some(StopReason::NeverStarted | StopReason::Exited) | None => "it is not known how the command ended",
     };
     let mut error = CliError::new(Kind::VmFailed, text);

@@ -1,0 +1,50 @@
+//! What a saved VM consists of: the files in the directory of its memory.
+//!
+//! ```text
+//! ram          the memory, sparse; in use while the VM runs
+//! state        the devices
+//! saved.json   [`SavedVm`]: written last, removed before anything of it is used again
+//! ```
+//!
+//! **Invariant:** memory, devices and disk belong together. Whoever starts a VM from them, or boots from the disk
+//! without them, removes `saved.json` first: they are used once.
+
+use aegis_types::VmId;
+use serde::{Deserialize, Serialize};
+
+/// Name of the memory file.
+pub const RAM_FILE: &str = "ram";
+/// Name of the file with the state of the devices.
+pub const STATE_FILE: &str = "state";
+/// Name of the file that says that a saved VM is complete: [`SavedVm`].
+pub const SAVED_FILE: &str = "saved.json";
+
+/// Version of the format of this file.
+pub const SAVED_VERSION: u32 = 1;
+
+/// A complete saved VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedVm {
+    /// [`SAVED_VERSION`].
+    pub version: u32,
+    /// What must be the same at the restore: [`crate::worker::WorkerConfig::machine`].
+    pub machine: String,
+    /// The boot that the memory goes back to.
+    pub boot_id: VmId,
+    /// Length of the memory file in bytes.
+    pub ram_bytes: u64,
+    /// Length of the device state in bytes.
+    pub state_bytes: u64,
+    /// SHA-256 of the device state, in hexadecimal.
+    pub state_sha256: String,
+    /// Boot of the host (`/proc/sys/kernel/random/boot_id`) in which it was saved. Memory that was not yet on the disk
+    /// when the host went down must not be used.
+    pub host_boot: String,
+    /// The memory has reached the disk since.
+    #[serde(default)]
+    pub durable: bool,
+    /// Generation of the guest wire that the harness speaks.
+    pub generation: u32,
+    /// Nanoseconds since the Unix epoch.
+    pub saved_unix_ns: u64,
+}
