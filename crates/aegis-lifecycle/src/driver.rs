@@ -10,19 +10,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_proto::worker::{Confinement, Ready};
-use aegis_types::VmId;
+use aegis_types::{StartKind, VmId};
 use jiff::Timestamp;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
+use crate::budget::Room;
 use crate::error::Denied;
 use crate::instance::Instance;
 use crate::manager::Shared;
 use crate::ports::Worker;
 use crate::record::{InstanceSpec, LastStop, Record};
-use crate::status::{Status, VmStatus};
-use crate::step::{Ask, Effect, Event, Phase, RequestId, State, StopCause, step};
+use crate::status::{Counters, Lease, Status, VmStatus};
+use crate::step::{Ask, Effect, Event, Goal, Phase, RequestId, State, StopCause, Timer, Use, Users, step};
+use crate::tcp::InUse;
 use crate::text;
 
 /// Requests that may wait for the driver; the next sender waits.
@@ -39,10 +42,21 @@ pub(crate) enum Request {
         /// Where the answer goes.
         reply: Reply,
     },
+    /// Somebody wants it kept awake.
+    Lease {
+        /// For so long.
+        ttl: Duration,
+        /// What for.
+        reason: Option<String>,
+        /// Where the answer goes.
+        reply: Reply,
+    },
     /// The daemon goes down.
     Shutdown {
         /// Time for the guest's processes.
         grace: Duration,
+        /// VMs that may be saved are saved.
+        save: bool,
     },
 }
 
@@ -52,6 +66,8 @@ pub(crate) enum Reply {
     Done(oneshot::Sender<Result<(), Denied>>),
     /// For a wake.
     Grant(oneshot::Sender<Result<Grant, Denied>>),
+    /// For a use that needs no VM.
+    Attach(oneshot::Sender<Result<InUse, Denied>>),
 }
 
 impl Reply {
@@ -59,6 +75,7 @@ impl Reply {
         match self {
             Self::Done(reply) => drop(reply.send(Err(denied))),
             Self::Grant(reply) => drop(reply.send(Err(denied))),
+            Self::Attach(reply) => drop(reply.send(Err(denied))),
         }
     }
 }
@@ -69,6 +86,8 @@ pub(crate) struct Grant {
     pub(crate) worker: Arc<dyn Worker>,
     /// Dropped at the end of the use; a text says how the guest broke the rules.
     pub(crate) in_flight: oneshot::Sender<String>,
+    /// Closed when the VM is gone.
+    pub(crate) gone: watch::Receiver<()>,
 }
 
 /// What subtasks tell the driver.
@@ -81,6 +100,8 @@ pub(crate) enum Report {
         vm: VmId,
         /// The worker.
         worker: Arc<dyn Worker>,
+        /// Memory that is counted for it.
+        room: Room,
     },
     /// The guest answered.
     Ready {
@@ -91,8 +112,6 @@ pub(crate) enum Report {
         /// How well the worker is confined, if it could say.
         confinement: Option<Confinement>,
     },
-    /// An exec session is over.
-    ExecEnded,
 }
 
 /// A VM id that was never used.
@@ -111,17 +130,43 @@ pub(crate) struct Live {
     pub(crate) session: Option<AbortHandle>,
     ready: Option<Ready>,
     confinement: Option<Confinement>,
+    /// When its command began to run, if this daemon saw that.
+    running_since: Option<Instant>,
+    /// Its receivers learn the end of the VM.
+    alive: watch::Sender<()>,
+    _room: Option<Room>,
 }
 
 impl Live {
     /// A VM that is about to be launched.
     pub(crate) fn new(vm: VmId) -> Self {
-        Self { vm, worker: None, talking: Arc::default(), session: None, ready: None, confinement: None }
+        Self {
+            vm,
+            worker: None,
+            talking: Arc::default(),
+            session: None,
+            ready: None,
+            confinement: None,
+            running_since: None,
+            alive: watch::Sender::new(()),
+            _room: None,
+        }
     }
 
     /// A VM of an earlier daemon.
-    pub(crate) fn adopted(vm: VmId, worker: Arc<dyn Worker>, confinement: Option<Confinement>) -> Self {
-        Self { worker: Some(worker), confinement, ..Self::new(vm) }
+    pub(crate) fn adopted(
+        vm: VmId,
+        worker: Arc<dyn Worker>,
+        confinement: Option<Confinement>,
+        room: Room,
+    ) -> Self {
+        Self { worker: Some(worker), confinement, _room: Some(room), ..Self::new(vm) }
+    }
+
+    /// Takes the worker that was launched.
+    pub(crate) fn launched(&mut self, worker: Arc<dyn Worker>, room: Room) {
+        self.worker = Some(worker);
+        self._room = Some(room);
     }
 }
 
@@ -133,9 +178,12 @@ pub(crate) struct Driver {
     pub(crate) tasks: JoinSet<()>,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) status: watch::Sender<Status>,
-    pub(crate) active_execs: u32,
+    pub(crate) timers: HashMap<Timer, Instant>,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) counters: Counters,
+    pub(crate) last_start: Option<Ready>,
     pub(crate) last_active_at: Option<Timestamp>,
-    life_began_at: Option<Timestamp>,
+    pub(crate) life_began_at: Option<Timestamp>,
     state: State,
     startup: Vec<Effect>,
     updated_at: Timestamp,
@@ -164,7 +212,13 @@ impl Driver {
             last_active_at: record.last_active_at,
             stopped: None,
             vm: None,
-            active_execs: 0,
+            users: Users::default(),
+            lease: None,
+            counters: Counters::default(),
+            last_start: None,
+            reachable: false,
+            booting: false,
+            evictable: false,
             deleted: false,
         });
         let mut driver = Driver {
@@ -174,7 +228,10 @@ impl Driver {
             tasks: JoinSet::new(),
             reports,
             status,
-            active_execs: 0,
+            timers: HashMap::new(),
+            lease: None,
+            counters: Counters::default(),
+            last_start: None,
             last_active_at: record.last_active_at,
             life_began_at: record.life_began_at,
             state,
@@ -203,11 +260,13 @@ impl Driver {
         let startup = std::mem::take(&mut self.startup);
         self.perform(startup).await;
         while !self.state.is_final() {
+            let next_timer = self.timers.values().min().copied();
             tokio::select! {
                 // What happened goes before what is wanted: nobody is woken in a VM that is known to be gone.
                 biased;
                 Some(report) = self.reported.recv() => self.hear(report).await,
                 Some(request) = self.inbox.recv() => self.serve(request).await,
+                () = at(next_timer) => self.elapse().await,
                 Some(done) = self.tasks.join_next() => if let Err(e) = done && e.is_panic() {
                     tracing::error!(error = %e, "a task of the instance panicked");
                 },
@@ -217,41 +276,69 @@ impl Driver {
 
     async fn serve(&mut self, request: Request) {
         match request {
-            Request::Shutdown { grace } => self.happen(Event::Shutdown { grace }).await,
-            Request::Ask { ask, reply } => {
-                let id = self.next_request;
-                self.next_request += 1;
-                self.waiting.insert(id, reply);
-                if let Err(denied) = self.apply(Event::Request { id, ask }).await
-                    && let Some(reply) = self.waiting.remove(&id)
-                {
-                    reply.deny(denied);
+            Request::Shutdown { grace, save } => self.happen(Event::Shutdown { grace, save }).await,
+            Request::Ask { ask, reply } => self.ask(ask, reply).await,
+            Request::Lease { ttl, reason, reply } => {
+                self.ask(Ask::Lease { ttl }, reply).await;
+                if self.state.leased {
+                    let expires_at = Timestamp::now().checked_add(ttl).unwrap_or(Timestamp::MAX);
+                    self.lease = Some(Lease { reason, expires_at });
+                    self.publish();
                 }
             }
         }
     }
 
+    async fn ask(&mut self, ask: Ask, reply: Reply) {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.waiting.insert(id, reply);
+        if let Err(denied) = self.apply(Event::Request { id, ask }).await
+            && let Some(reply) = self.waiting.remove(&id)
+        {
+            reply.deny(denied);
+        }
+    }
+
+    /// Takes the timer that is due.
+    async fn elapse(&mut self) {
+        let now = Instant::now();
+        let due = self.timers.iter().filter(|(_, at)| **at <= now).min_by_key(|(_, at)| **at);
+        if let Some(timer) = due.map(|(timer, _)| *timer) {
+            self.timers.remove(&timer);
+            if timer == Timer::Restart {
+                self.counters.restarts += 1;
+            }
+            self.happen(Event::Elapsed { timer, next: fresh_vm_id() }).await;
+        }
+    }
+
     async fn hear(&mut self, report: Report) {
         match report {
-            Report::Event(event) => {
-                self.before(&event);
+            Report::Event(mut event) => {
+                self.before(&mut event);
                 self.happen(event).await;
             }
-            Report::Launched { vm, worker } => {
-                self.launched(&vm, worker);
+            Report::Launched { vm, worker, room } => {
+                self.launched(&vm, worker, room);
                 self.happen(Event::Launched { vm }).await;
             }
             Report::Ready { vm, ready, confinement } => {
                 if let Some(live) = self.live.as_mut().filter(|live| live.vm == vm) {
+                    let count = match ready.start {
+                        StartKind::Cold => &mut self.counters.cold,
+                        StartKind::Template => &mut self.counters.template,
+                        StartKind::Restore => &mut self.counters.restore,
+                    };
+                    // A VM that was adopted is no start of this daemon's.
+                    if self.state.booting() {
+                        *count += 1;
+                        self.last_start = Some(ready.clone());
+                    }
                     live.ready = Some(ready);
                     live.confinement = confinement;
                     self.publish();
                 }
-            }
-            Report::ExecEnded => {
-                self.active_execs -= 1;
-                self.last_active_at = Some(Timestamp::now());
-                self.publish();
             }
         }
     }
@@ -267,8 +354,13 @@ impl Driver {
         let (state, effects) = step(&self.state, event)?;
         if effects.first() == Some(&Effect::Record) {
             let mut record = self.record(&state);
-            if effects.iter().any(|e| matches!(e, Effect::Launch { .. })) {
-                record.last_active_at = Some(record.updated_at);
+            for effect in &effects {
+                if let Effect::Launch { fresh, .. } = effect {
+                    record.last_active_at = Some(record.updated_at);
+                    if *fresh {
+                        record.life_began_at = Some(record.updated_at);
+                    }
+                }
             }
             self.shared.ports.registry.save(&record).await.map_err(|e| Denied::Registry(text::chain(&e)))?;
         }
@@ -285,6 +377,15 @@ impl Driver {
         if before != after {
             let reason = state.stopped().map(|cause| cause.reason.as_str());
             tracing::info!(from = %before, to = %after, reason, "state changed");
+        }
+        let waits =
+            |state: &State| state.waiting.iter().any(|w| w.goal == Goal::Running && w.grant.is_some());
+        if waits(&state) && !waits(&self.state) {
+            self.counters.wakes += 1;
+        }
+        self.counters.crashes = state.crashes;
+        if !state.leased {
+            self.lease = None;
         }
         self.state = state;
         self.note(effects);
@@ -303,7 +404,13 @@ impl Driver {
         for effect in effects {
             match effect {
                 Effect::RecordEnd(cause) => self.last_stop = Some(stamped(cause, Timestamp::now())),
-                Effect::Launch { .. } => self.last_active_at = Some(Timestamp::now()),
+                Effect::Launch { fresh, .. } => {
+                    let now = Timestamp::now();
+                    self.last_active_at = Some(now);
+                    if *fresh {
+                        self.life_began_at = Some(now);
+                    }
+                }
                 _ => {}
             }
         }
@@ -349,22 +456,59 @@ impl Driver {
             last_active_at: self.last_active_at,
             stopped,
             vm,
-            active_execs: self.active_execs,
+            users: self.state.users,
+            lease: self.lease.clone(),
+            counters: self.counters,
+            last_start: self.last_start.clone(),
+            reachable: self.state.is_reachable(),
+            booting: self.state.booting(),
+            evictable: self.state.is_idle() && self.state.rules.may_hibernate().is_ok(),
             deleted: self.state.phase == Phase::Deleted,
         });
     }
 
-    pub(crate) fn answer(&mut self, id: RequestId, outcome: Result<(), Denied>) {
+    pub(crate) fn answer(&mut self, id: RequestId, outcome: Result<(), Denied>, grant: Option<Use>) {
+        // Made in any case: a token that nobody takes ends the use at once.
+        let in_flight = grant.map(|kind| self.in_use(kind));
         match (self.waiting.remove(&id), outcome) {
             (None, _) => {}
             (Some(reply), Err(denied)) => reply.deny(denied),
             (Some(Reply::Done(reply)), Ok(())) => drop(reply.send(Ok(()))),
-            (Some(Reply::Grant(reply)), Ok(())) => match self.grant() {
-                // A caller that is gone drops the grant, which ends the use.
-                Some(grant) => drop(reply.send(Ok(grant))),
-                None => drop(reply.send(Err(Denied::Stopping))),
-            },
+            (Some(Reply::Attach(reply)), Ok(())) => {
+                drop(reply.send(in_flight.map(InUse::new).ok_or(Denied::Stopping)));
+            }
+            (Some(Reply::Grant(reply)), Ok(())) => {
+                drop(reply.send(in_flight.and_then(|token| self.grant(token)).ok_or(Denied::Stopping)));
+            }
         }
+    }
+
+    /// How long the command has run, if its start was seen here.
+    pub(crate) fn ran(&self) -> Option<Duration> {
+        self.live.as_ref()?.running_since.map(|since| since.elapsed())
+    }
+
+    /// The command of this VM runs; unless it did so before.
+    pub(crate) fn began(&mut self, vm: &VmId) {
+        if let Some(live) = self.live.as_mut().filter(|live| live.vm == *vm)
+            && self.state.booting()
+            && live.ready.as_ref().is_some_and(|ready| ready.start != StartKind::Restore)
+        {
+            live.running_since = Some(Instant::now());
+        }
+    }
+
+    /// The right to use the VM, while there is one.
+    fn grant(&self, in_flight: oneshot::Sender<String>) -> Option<Grant> {
+        let live = self.live.as_ref()?;
+        Some(Grant { worker: Arc::clone(live.worker.as_ref()?), in_flight, gone: live.alive.subscribe() })
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,19 +9,22 @@ use aegis_types::VmId;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 
-use crate::driver::{Driver, Grant, Live, Report};
+use crate::budget::Room;
+use crate::driver::{Driver, Live, Report};
 use crate::error::Denied;
 use crate::manager::Shared;
 use crate::ports::{Worker, WorkerError};
 use crate::session::{Origin, Session};
-use crate::step::{Effect, Event};
+use crate::step::{Effect, Event, Use};
 use crate::text;
 
 /// Time for the VMM to halt its CPUs or to let them go on.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to save a VM; the worker gives up before.
+const HIBERNATE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Time on top of the grace for a stop to be carried out: file systems are synced.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// Time for a stopped worker to be gone.
@@ -39,8 +42,8 @@ impl Driver {
                 Effect::Record => {}
                 Effect::RecordEnd(_) => self.record_outcome().await,
                 Effect::Log(message) => self.shared.ports.logs.system(&self.spec.id, message).await,
-                Effect::Answer { id, outcome } => self.answer(id, outcome),
-                Effect::Launch { vm } => {
+                Effect::Answer { id, outcome, grant } => self.answer(id, outcome, grant),
+                Effect::Launch { vm, .. } => {
                     self.live = Some(Live::new(vm));
                     self.start_session(Origin::Launch(Arc::clone(&self.shared.ports.launcher)));
                 }
@@ -53,6 +56,21 @@ impl Driver {
                     let outcome = in_time(PAUSE_TIMEOUT, worker.resume()).await;
                     report(&reports, Event::ResumeDone { vm, outcome }).await;
                 }),
+                Effect::Hibernate { vm } => self.with_worker(|worker, reports| async move {
+                    // Success is the end of the worker, which is reported by whoever watches it.
+                    if let Err(message) = in_time(HIBERNATE_TIMEOUT, worker.hibernate()).await {
+                        report(&reports, Event::HibernateFailed { vm, message }).await;
+                    }
+                }),
+                // In place: what is saved must be gone before anything else happens to the disk.
+                Effect::Discard => self.shared.ports.launcher.discard_saved(&self.spec.id).await,
+                Effect::Arm { timer, after } => {
+                    // A time beyond all clocks is never.
+                    if let Some(at) = Instant::now().checked_add(after) {
+                        self.timers.insert(timer, at);
+                    }
+                }
+                Effect::Disarm { timer } => drop(self.timers.remove(&timer)),
                 Effect::Stop { vm, grace } => {
                     self.with_worker(|worker, reports| stop(worker, reports, vm, grace));
                 }
@@ -63,9 +81,15 @@ impl Driver {
     }
 
     /// Prepares for an event that the driver has a part in.
-    pub(crate) fn before(&mut self, event: &Event) {
+    pub(crate) fn before(&mut self, event: &mut Event) {
         match event {
-            Event::ProcessExited { .. } => self.last_active_at = Some(Timestamp::now()),
+            Event::ProcessExited { ran, .. } => {
+                self.last_active_at = Some(Timestamp::now());
+                // One whose start was not seen here has run for long enough.
+                *ran = Some(self.ran().unwrap_or(Duration::MAX));
+            }
+            Event::Activity { .. } | Event::UseEnded(_) => self.last_active_at = Some(Timestamp::now()),
+            Event::Booted { vm } => self.began(vm),
             // A VM that was adopted while it was paused: now its guest can be asked how far it is.
             Event::ResumeDone { vm, outcome: Ok(()) }
                 if self.live.as_ref().is_some_and(|live| live.vm == *vm && live.session.is_none()) =>
@@ -77,9 +101,9 @@ impl Driver {
     }
 
     /// Takes the worker of the VM that is being launched.
-    pub(crate) fn launched(&mut self, vm: &VmId, worker: Arc<dyn Worker>) {
+    pub(crate) fn launched(&mut self, vm: &VmId, worker: Arc<dyn Worker>, room: Room) {
         if let Some(live) = self.live.as_mut().filter(|live| live.vm == *vm) {
-            live.worker = Some(worker);
+            live.launched(worker, room);
             self.watch_worker();
         }
     }
@@ -91,22 +115,19 @@ impl Driver {
         }
     }
 
-    /// The right to use the VM, while there is one.
-    pub(crate) fn grant(&mut self) -> Option<Grant> {
-        let live = self.live.as_ref()?;
-        let (vm, worker) = (live.vm.clone(), Arc::clone(live.worker.as_ref()?));
+    /// A use that was counted: dropping the token ends it, sending on it tells that the guest broke the rules.
+    pub(crate) fn in_use(&mut self, kind: Use) -> oneshot::Sender<String> {
         let (in_flight, ended) = oneshot::channel();
-        self.active_execs += 1;
         self.last_active_at = Some(Timestamp::now());
         self.publish();
-        let reports = self.reports.clone();
+        let (vm, reports) = (self.live.as_ref().map(|live| live.vm.clone()), self.reports.clone());
         self.spawn(async move {
-            if let Ok(message) = ended.await {
+            if let (Ok(message), Some(vm)) = (ended.await, vm) {
                 report(&reports, Event::GuestFault { vm, message }).await;
             }
-            send(&reports, Report::ExecEnded).await;
+            report(&reports, Event::UseEnded(kind)).await;
         });
-        Some(Grant { worker, in_flight })
+        in_flight
     }
 
     fn attach(&mut self) {
@@ -125,6 +146,7 @@ impl Driver {
             logs: Arc::clone(&self.shared.ports.logs),
             reports: self.reports.clone(),
             status: self.status.subscribe(),
+            shared: Arc::clone(&self.shared),
         };
         let task = self.spawn(async move {
             session.run(origin).await;

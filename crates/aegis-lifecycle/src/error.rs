@@ -1,6 +1,6 @@
 //! Why a request was not carried out.
 
-use aegis_types::{Handle, InstanceId, InstanceState, StopReason};
+use aegis_types::{GuestPort, Handle, InstanceId, InstanceState, StopReason};
 
 use crate::ports::WorkerError;
 
@@ -31,6 +31,27 @@ pub enum Denied {
         /// What failed.
         message: String,
     },
+    /// It crashed so often that only an explicit start is tried.
+    #[error("the instance crashed {count} times in a row")]
+    CrashLoop {
+        /// How often.
+        count: u8,
+    },
+    /// It lived for as long as it may; starting it again must be asked for.
+    #[error("the instance reached its longest life")]
+    LifetimeOver,
+    /// Its memory may not be written to disk.
+    #[error("the memory of the instance is not saved: {why}")]
+    KeepsMemory {
+        /// Why not.
+        why: &'static str,
+    },
+    /// It is being hibernated at this moment.
+    #[error("the instance is being hibernated")]
+    Hibernating,
+    /// Somebody uses it.
+    #[error("the instance is in use")]
+    InUse,
     /// Its VM ended while the request waited.
     #[error("the instance stopped in the meantime ({reason})")]
     Interrupted {
@@ -90,6 +111,25 @@ pub enum ExecError {
     TooLarge {
         /// Size of the encoded request in bytes.
         length: usize,
+    },
+    /// The guest could not be reached.
+    #[error("cannot reach the guest: {0}")]
+    Worker(#[from] WorkerError),
+}
+
+/// A port of the guest could not be reached.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// The instance does not run and may not be woken.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Nobody listens on the port.
+    #[error("port {port} of the guest cannot be reached: {message}")]
+    Refused {
+        /// The port.
+        port: GuestPort,
+        /// What the guest says.
+        message: String,
     },
     /// The guest could not be reached.
     #[error("cannot reach the guest: {0}")]

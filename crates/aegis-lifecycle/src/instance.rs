@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use aegis_proto::exec::Start;
+use aegis_types::GuestPort;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::driver::{Reply, Request};
-use crate::error::{Denied, ExecError};
+use crate::driver::{Grant, Reply, Request};
+use crate::error::{ConnectError, Denied, ExecError};
 use crate::exec::ExecSession;
 use crate::record::InstanceSpec;
 use crate::status::Status;
-use crate::step::Ask;
+use crate::step::{Ask, Use};
+use crate::tcp::{Connection, InUse};
 
 /// One instance. Clones are handles to the same one. Dropping a call's future ends the wait, not what was
 /// asked for.
@@ -78,12 +82,56 @@ impl Instance {
         self.ask(Ask::Pause).await
     }
 
-    /// Undoes a pause and returns when the state is `running`. Idempotent.
+    /// Undoes a pause or a hibernation and returns when the state is `running`. Idempotent.
     ///
     /// # Errors
     /// [`Denied::NotRunning`] without a VM to resume; see [`Denied`].
     pub async fn resume(&self) -> Result<(), Denied> {
-        self.ask(Ask::Resume).await
+        self.ask(Ask::Resume { next: crate::driver::fresh_vm_id() }).await
+    }
+
+    /// Saves the memory to disk, ends the VM and returns when it is gone. Whoever uses the VM loses it. Idempotent.
+    ///
+    /// # Errors
+    /// [`Denied::KeepsMemory`] if it may not; [`Denied::Worker`] if it failed: then the VM goes on; see [`Denied`].
+    pub async fn hibernate(&self) -> Result<(), Denied> {
+        self.ask(Ask::Hibernate).await
+    }
+
+    /// Keeps the VM awake for this time, in place of what an earlier lease said.
+    ///
+    /// # Errors
+    /// [`Denied::NotRunning`] without a VM.
+    pub async fn keep_awake(&self, ttl: Duration, reason: Option<String>) -> Result<(), Denied> {
+        let (reply, answer) = oneshot::channel();
+        self.deliver(Request::Lease { ttl, reason, reply: Reply::Done(reply) }, answer).await
+    }
+
+    /// Ends the lease, if there is one.
+    ///
+    /// # Errors
+    /// See [`Denied`].
+    pub async fn release(&self) -> Result<(), Denied> {
+        self.ask(Ask::Release).await
+    }
+
+    /// Counts as a user of the VM, which keeps it awake, until the value is dropped. Wakes nothing.
+    ///
+    /// # Errors
+    /// See [`Denied`].
+    pub async fn attach(&self) -> Result<InUse, Denied> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Ask::Attach, Reply::Attach(reply), answer).await
+    }
+
+    /// Connects to a TCP port of the guest, waking the instance if it may be woken. The guest waits for a listener for
+    /// `wait`. Counts as activity from the call on.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(&self, port: GuestPort, wait: Duration) -> Result<Connection, ConnectError> {
+        let grant = self.wake(Use::Connection).await?;
+        Connection::open(grant, port, wait).await
     }
 
     /// Ends the VM at once, removes files and record, and returns when all of it is gone.
@@ -101,10 +149,14 @@ impl Instance {
     /// # Errors
     /// See [`ExecError`].
     pub async fn exec(&self, start: Start) -> Result<ExecSession, ExecError> {
-        let (reply, answer) = oneshot::channel();
-        let ask = Ask::Wake { next: crate::driver::fresh_vm_id() };
-        let grant = self.send(ask, Reply::Grant(reply), answer).await?;
+        let grant = self.wake(Use::Exec).await?;
         ExecSession::open(grant, start).await
+    }
+
+    async fn wake(&self, purpose: Use) -> Result<Grant, Denied> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask::Wake { next: crate::driver::fresh_vm_id(), purpose };
+        self.send(ask, Reply::Grant(reply), answer).await
     }
 
     async fn ask(&self, ask: Ask) -> Result<(), Denied> {
@@ -118,8 +170,16 @@ impl Instance {
         reply: Reply,
         answer: oneshot::Receiver<Result<T, Denied>>,
     ) -> Result<T, Denied> {
+        self.deliver(Request::Ask { ask, reply }, answer).await
+    }
+
+    async fn deliver<T>(
+        &self,
+        request: Request,
+        answer: oneshot::Receiver<Result<T, Denied>>,
+    ) -> Result<T, Denied> {
         let gone = || if self.status.borrow().deleted { Denied::Deleted } else { Denied::ShuttingDown };
-        self.requests.send(Request::Ask { ask, reply }).await.map_err(|_| gone())?;
+        self.requests.send(request).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 }

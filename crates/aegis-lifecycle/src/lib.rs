@@ -9,6 +9,8 @@
 //! guest's VM and nothing more.
 #![forbid(unsafe_code)]
 
+mod activity;
+mod budget;
 mod driver;
 mod effects;
 mod error;
@@ -22,6 +24,7 @@ mod restore;
 mod session;
 mod status;
 pub mod step;
+mod tcp;
 mod text;
 
 #[cfg(test)]
@@ -29,8 +32,10 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use error::{CreateError, Denied, ExecError, ExecLost};
+pub use error::{ConnectError, CreateError, Denied, ExecError, ExecLost};
 pub use exec::{ExecEvents, ExecInput, ExecSession};
 pub use instance::Instance;
-pub use manager::{Manager, Ports};
-pub use status::{Status, VmStatus};
+pub use manager::{Limits, Manager, Ports};
+pub use status::{Counters, Lease, Status, VmStatus};
+pub use step::{Defaults, Users};
+pub use tcp::{Connection, InUse, VmGone};

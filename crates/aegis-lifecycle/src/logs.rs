@@ -5,7 +5,7 @@ use std::time::Duration;
 use aegis_link::frames::{FrameReader, FramesError, write_frame};
 use aegis_proto::logs::{LogEvent, Subscribe};
 use aegis_proto::service::Service;
-use aegis_types::{ExitStatus, InstanceState};
+use aegis_types::{ExitStatus, VmId};
 use tokio::time::{sleep, timeout};
 
 use crate::ports::{SystemMessage, Worker};
@@ -26,17 +26,18 @@ enum Broken {
     Rules(String),
 }
 
-/// Follows the output to its end. `None` when the VM ended before the command did.
-pub(crate) async fn follow(session: &mut Session, worker: &dyn Worker) -> Option<Event> {
+/// Follows the output to its end. `None` when the VM ended before the command did. Lines are counted from the boot on that the guest's memory goes back to.
+pub(crate) async fn follow(session: &Session, boot: &VmId, worker: &dyn Worker) -> Option<Event> {
     let vm = session.vm.clone();
-    let mut seq = session.logs.last_seq(&session.spec.id, &vm).await;
+    let mut status = session.status.clone();
+    let mut seq = session.logs.last_seq(&session.spec.id, boot).await;
     let mut failures = 0;
     loop {
         // Halted CPUs answer nobody. An error means that the driver is gone.
-        session.status.wait_for(|status| status.state != InstanceState::Paused).await.ok()?;
+        status.wait_for(|status| status.reachable).await.ok()?;
         let before = seq;
-        let message = match read(session, worker, &mut seq).await {
-            Ok(status) => return Some(Event::ProcessExited { vm, status }),
+        let message = match read(session, boot, worker, &mut seq).await {
+            Ok(status) => return Some(Event::ProcessExited { vm, status, ran: None }),
             Err(Broken::Rules(message)) => {
                 return Some(Event::GuestFault { vm, message: format!("log stream: {message}") });
             }
@@ -55,8 +56,13 @@ pub(crate) async fn follow(session: &mut Session, worker: &dyn Worker) -> Option
 }
 
 /// Reads one stream; `seq` is the last line that is stored.
-async fn read(session: &Session, worker: &dyn Worker, seq: &mut u64) -> Result<ExitStatus, Broken> {
-    let (id, vm) = (&session.spec.id, &session.vm);
+async fn read(
+    session: &Session,
+    boot: &VmId,
+    worker: &dyn Worker,
+    seq: &mut u64,
+) -> Result<ExitStatus, Broken> {
+    let id = &session.spec.id;
     let open = async {
         let mut stream = worker.open(Service::Logs).await.map_err(|e| Broken::Stream(text::chain(&e)))?;
         write_frame(&mut stream, &Subscribe { after_seq: *seq }.into_frame()).await.map_err(broken)?;
@@ -74,7 +80,7 @@ async fn read(session: &Session, worker: &dyn Worker, seq: &mut u64) -> Result<E
                 // Lines that are stored already are not stored again, whatever the guest counts.
                 if line.seq > *seq {
                     *seq = line.seq;
-                    session.logs.output(id, vm, line).await;
+                    session.logs.output(id, boot, line).await;
                 }
             }
             LogEvent::Dropped { count } => {

@@ -9,15 +9,19 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::budget::Budget;
 use crate::driver::{Driver, Request};
 use crate::error::CreateError;
 use crate::instance::Instance;
 use crate::ports::{Launcher, LogSink, Registry};
 use crate::record::{InstanceSpec, Record};
 use crate::restore;
+use crate::step::{Defaults, Rules};
 
 /// Time on top of the grace in which workers are expected to be gone.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(10);
+/// The same, if VMs are saved: some may still be booting, and many may share few cores.
+const SAVE_MARGIN: Duration = Duration::from_secs(120);
 
 /// What the lifecycle works with.
 pub struct Ports {
@@ -27,6 +31,15 @@ pub struct Ports {
     pub registry: Arc<dyn Registry>,
     /// Keeps logs.
     pub logs: Arc<dyn LogSink>,
+}
+
+/// What applies to all instances.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Times of instances that ask for none.
+    pub defaults: Defaults,
+    /// Memory that all VMs may have together, in MiB; `None`: no bound.
+    pub ram_budget: Option<u64>,
 }
 
 /// All instances of a daemon. Clones share them. Call [`Manager::shutdown`] before dropping the last one:
@@ -39,6 +52,8 @@ pub struct Manager {
 /// What the manager and the drivers share.
 pub(crate) struct Shared {
     pub(crate) ports: Ports,
+    pub(crate) budget: Arc<Budget>,
+    defaults: Defaults,
     tasks: TaskTracker,
     directory: Mutex<Directory>,
 }
@@ -54,8 +69,14 @@ struct Directory {
 
 impl Manager {
     /// A manager without instances.
-    pub fn new(ports: Ports) -> Self {
-        let shared = Shared { ports, tasks: TaskTracker::new(), directory: Mutex::default() };
+    pub fn new(ports: Ports, limits: Limits) -> Self {
+        let shared = Shared {
+            ports,
+            budget: Budget::new(limits.ram_budget),
+            defaults: limits.defaults,
+            tasks: TaskTracker::new(),
+            directory: Mutex::default(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -94,7 +115,7 @@ impl Manager {
             directory.instances.insert(spec.id.clone(), instance.clone());
             if directory.closing {
                 // Shutdown has told everybody; tell this one, too. Its queue is empty.
-                let _ = instance.requests.try_send(Request::Shutdown { grace: Duration::ZERO });
+                let _ = instance.requests.try_send(Request::Shutdown { grace: Duration::ZERO, save: false });
             }
             drop(directory);
             shared.spawn(driver);
@@ -119,26 +140,35 @@ impl Manager {
 
     /// All instances, oldest first.
     pub fn list(&self) -> Vec<Instance> {
-        let mut all: Vec<Instance> = self.shared.directory().instances.values().cloned().collect();
+        let mut all = self.shared.instances();
         all.sort_by(|a, b| (a.spec.created_at, &a.spec.id).cmp(&(b.spec.created_at, &b.spec.id)));
         all
     }
 
-    /// Refuses new work, stops all VMs at once and waits until they are gone, with force after the grace.
-    pub async fn shutdown(&self, grace: Duration) {
+    /// Memory that all VMs may have together, if there is a bound, and what they have, in MiB.
+    pub fn memory(&self) -> (Option<u64>, u64) {
+        self.shared.budget.figures()
+    }
+
+    /// Refuses new work, ends all VMs at once and waits until they are gone, with force after the grace. With `save`,
+    /// those that may be hibernated are.
+    pub async fn shutdown(&self, grace: Duration, save: bool) {
         let instances: Vec<Instance> = {
             let mut directory = self.shared.directory();
             directory.closing = true;
             directory.instances.values().cloned().collect()
         };
         self.shared.tasks.close();
-        for grace in [grace, Duration::ZERO] {
+        let margin = if save { SAVE_MARGIN } else { SHUTDOWN_MARGIN };
+        for (grace, save, margin) in [(grace, save, margin), (Duration::ZERO, false, SHUTDOWN_MARGIN)] {
             let mut telling = JoinSet::new();
             for instance in instances.clone() {
                 // A driver that ended already has nothing to stop.
-                telling.spawn(async move { drop(instance.requests.send(Request::Shutdown { grace }).await) });
+                telling.spawn(async move {
+                    drop(instance.requests.send(Request::Shutdown { grace, save }).await);
+                });
             }
-            if tokio::time::timeout(grace + SHUTDOWN_MARGIN, self.shared.tasks.wait()).await.is_ok() {
+            if tokio::time::timeout(grace + margin, self.shared.tasks.wait()).await.is_ok() {
                 return;
             }
         }
@@ -174,6 +204,16 @@ impl Shared {
         directory.reserved_ids.insert(spec.id.clone());
         // Keeps a shutdown waiting from now on.
         Ok(self.tasks.token())
+    }
+
+    /// The rules of an instance.
+    pub(crate) fn rules(&self, spec: &InstanceSpec) -> Rules {
+        Rules::new(&spec.policy, &self.defaults)
+    }
+
+    /// All instances, in no order.
+    pub(crate) fn instances(&self) -> Vec<Instance> {
+        self.directory().instances.values().cloned().collect()
     }
 
     /// Makes the instance findable.

@@ -13,7 +13,7 @@ use crate::instance::Instance;
 use crate::manager::Shared;
 use crate::ports::{Adoption, RegistryError};
 use crate::record::{InstanceSpec, LastStop, Record};
-use crate::step::{Found, StopCause, created, restored};
+use crate::step::{Found, Past, StopCause, created, restored};
 use crate::text;
 
 /// Time for a worker to say how it is.
@@ -37,14 +37,21 @@ pub(crate) async fn create(
         last_stop: None,
     };
     shared.ports.registry.save(&record).await?;
-    Ok(Driver::new(shared, record, created(fresh_vm_id()), None))
+    let rules = shared.rules(&record.spec);
+    Ok(Driver::new(shared, record, created(rules, fresh_vm_id()), None))
 }
 
 /// Finds out what became of an instance and runs its driver.
 pub(crate) async fn restore(shared: &Arc<Shared>, record: Record) {
     let (found, live) = look(shared, &record).await;
     let booting = matches!(found, Found::Alive { phase: Ok(Phase::Booting), .. });
-    let (instance, driver) = Driver::new(shared, record.clone(), restored(record.enabled, found), live);
+    let past = Past {
+        enabled: record.enabled,
+        saved: live.is_none() && shared.ports.launcher.has_saved(&record.spec.id).await,
+        life_left: life_left(&record),
+    };
+    let rules = shared.rules(&record.spec);
+    let (instance, driver) = Driver::new(shared, record.clone(), restored(rules, past, found), live);
     let mut status = instance.watch();
     shared.insert(instance);
     shared.spawn(driver);
@@ -53,6 +60,14 @@ pub(crate) async fn restore(shared: &Arc<Shared>, record: Record) {
     if !booting {
         let _ = timeout(ATTACH_TIMEOUT, status.wait_for(|s| s.state != InstanceState::Starting)).await;
     }
+}
+
+/// What is left of the longest life.
+fn life_left(record: &Record) -> Option<Duration> {
+    let longest = record.spec.policy.max_lifetime?;
+    let began = record.life_began_at.unwrap_or(record.spec.created_at);
+    let lived = Duration::try_from(Timestamp::now().duration_since(began)).unwrap_or_default();
+    Some(longest.saturating_sub(lived))
 }
 
 async fn look(shared: &Shared, record: &Record) -> (Found, Option<Live>) {
@@ -70,7 +85,8 @@ async fn look(shared: &Shared, record: &Record) -> (Found, Option<Live>) {
             };
             let confinement = status.as_ref().ok().map(|s| s.confinement.clone());
             let found = Found::Alive { vm: vm.clone(), phase: status.map(|s| s.phase) };
-            return (found, Some(Live::adopted(vm, worker, confinement)));
+            let room = shared.budget.hold(id, record.spec.memory);
+            return (found, Some(Live::adopted(vm, worker, confinement, room)));
         }
         Adoption::Gone(exited) => exited,
         Adoption::None => None,

@@ -8,18 +8,19 @@ use aegis_link::rpc::{CallError, Client};
 use aegis_proto::control::{self, Process, Run, StartFailure, Started};
 use aegis_proto::service::Service;
 use aegis_proto::worker::{BootFailure, Ready};
-use aegis_types::VmId;
+use aegis_types::{StartKind, VmId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::budget::Room;
 use crate::driver::Report;
 use crate::effects::{report, send};
-use crate::logs;
+use crate::manager::Shared;
 use crate::ports::{LaunchError, Launched, Launcher, LogSink, SystemMessage, Worker};
 use crate::record::InstanceSpec;
 use crate::status::Status;
 use crate::step::{BootProblem, Event};
-use crate::text;
+use crate::{activity, logs, text};
 
 /// Time for the guest to open a stream.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +38,7 @@ pub(crate) struct Session {
     pub(crate) logs: Arc<dyn LogSink>,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) status: watch::Receiver<Status>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// Where a session starts.
@@ -59,9 +61,12 @@ enum Obstacle {
 
 impl Session {
     /// Ends when the command ended or the VM is of no use any more; reports which.
-    pub(crate) async fn run(mut self, origin: Origin) {
+    pub(crate) async fn run(self, origin: Origin) {
         let end = match self.boot(origin).await {
-            Ok(worker) => logs::follow(&mut self, worker.as_ref()).await,
+            Ok((worker, boot)) => tokio::select! {
+                end = logs::follow(&self, &boot, worker.as_ref()) => end,
+                () = activity::follow(&self, worker.as_ref()) => None,
+            },
             Err(event) => Some(event),
         };
         if let Some(event) = end {
@@ -69,7 +74,8 @@ impl Session {
         }
     }
 
-    async fn boot(&self, origin: Origin) -> Result<Arc<dyn Worker>, Event> {
+    /// Brings the command to run. Also returns the boot from which its output is counted.
+    async fn boot(&self, origin: Origin) -> Result<(Arc<dyn Worker>, VmId), Event> {
         let (worker, adopted) = match origin {
             Origin::Launch(launcher) => (self.launch(launcher.as_ref()).await?, false),
             Origin::Adopted(worker) => (worker, true),
@@ -79,6 +85,14 @@ impl Session {
             let line = format!("the VM came up only at attempt {}", ready.attempts);
             self.logs.system(&self.spec.id, SystemMessage::Error(line)).await;
         }
+        if let Some(why) = &ready.fallback {
+            let line =
+                format!("the saved state could not be used: {}; booted from the disk", text::bounded(why));
+            self.logs.system(&self.spec.id, SystemMessage::Error(line)).await;
+        }
+        let boot = ready.boot_id.clone().unwrap_or_else(|| self.vm.clone());
+        // Whoever was saved with its command running has it running still.
+        let adopted = adopted || ready.start == StartKind::Restore;
         let status = timeout(STATUS_TIMEOUT, worker.status()).await;
         let confinement = status.ok().and_then(Result::ok).map(|s| s.confinement);
         send(&self.reports, Report::Ready { vm: self.vm.clone(), ready, confinement }).await;
@@ -86,10 +100,14 @@ impl Session {
             .await
             .map_err(|obstacle| self.explain(obstacle, adopted))?;
         report(&self.reports, Event::Booted { vm: self.vm.clone() }).await;
-        Ok(worker)
+        Ok((worker, boot))
     }
 
     async fn launch(&self, launcher: &dyn Launcher) -> Result<Arc<dyn Worker>, Event> {
+        let room = self.make_room().await.map_err(|message| {
+            let hint = "hint: stop or hibernate other instances, or raise `ram_budget_mb` in config.toml";
+            self.failed(BootProblem { message, details: vec![hint.to_owned()] })
+        })?;
         let Launched { worker, notes } =
             launcher.launch(&self.spec, &self.vm).await.map_err(|LaunchError { message, hint }| {
                 let details =
@@ -99,8 +117,20 @@ impl Session {
         for note in notes {
             self.logs.system(&self.spec.id, SystemMessage::Error(text::bounded(&note))).await;
         }
-        send(&self.reports, Report::Launched { vm: self.vm.clone(), worker: Arc::clone(&worker) }).await;
+        send(&self.reports, Report::Launched { vm: self.vm.clone(), worker: Arc::clone(&worker), room })
+            .await;
         Ok(worker)
+    }
+
+    /// Waits for memory, unless the boot is given up meanwhile.
+    async fn make_room(&self) -> Result<Room, String> {
+        let mut status = self.status.clone();
+        tokio::select! {
+            room = self.shared.make_room(&self.spec.id, self.spec.memory) => {
+                room.map_err(|why| format!("there is no memory for the VM: {why}"))
+            }
+            _ = status.wait_for(|status| !status.booting) => Err("the start was given up".to_owned()),
+        }
     }
 
     async fn start_command(&self, worker: &dyn Worker, adopted: bool) -> Result<(), Obstacle> {

@@ -5,6 +5,7 @@ use aegis_types::{InstanceState, VmId};
 use jiff::Timestamp;
 
 use crate::record::LastStop;
+use crate::step::Users;
 
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +22,48 @@ pub struct Status {
     pub stopped: Option<LastStop>,
     /// Its VM, from the decision to boot until it is gone.
     pub vm: Option<VmStatus>,
-    /// Exec sessions in flight.
-    pub active_execs: u32,
+    /// Who uses the VM.
+    pub users: Users,
+    /// Somebody keeps it awake.
+    pub lease: Option<Lease>,
+    /// What happened since the daemon started.
+    pub counters: Counters,
+    /// Its last start, whether its VM still lives or not.
+    pub last_start: Option<Ready>,
+    /// The guest can be talked to: its CPUs run and it is not being saved.
+    pub reachable: bool,
+    /// A boot is under way.
+    pub booting: bool,
+    /// It may be hibernated at any time: it may be at all, and nobody uses it.
+    pub evictable: bool,
     /// Files and record are removed.
     pub deleted: bool,
+}
+
+/// A bounded claim that keeps an instance awake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// What for, in the holder's words.
+    pub reason: Option<String>,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+
+/// Counts since the daemon started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Times that a use had to wait for a VM to be started or resumed.
+    pub wakes: u64,
+    /// Boots from the kernel.
+    pub cold: u64,
+    /// Starts from a template.
+    pub template: u64,
+    /// Starts from saved memory.
+    pub restore: u64,
+    /// Starts by the restart policy.
+    pub restarts: u64,
+    /// Crashes in a row.
+    pub crashes: u8,
 }
 
 /// What is known of a live VM.

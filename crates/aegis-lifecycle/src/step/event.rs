@@ -6,7 +6,7 @@ use aegis_proto::control::StartFailure;
 use aegis_proto::worker::Exited;
 use aegis_types::{ExitStatus, VmId};
 
-use super::StopCause;
+use super::{StopCause, Timer, Use};
 use crate::error::Denied;
 use crate::ports::SystemMessage;
 
@@ -53,6 +53,22 @@ pub enum Event {
         vm: VmId,
         /// How.
         status: ExitStatus,
+        /// How long it had run, as far as is known.
+        ran: Option<Duration>,
+    },
+    /// The guest worked by itself.
+    Activity {
+        /// Its VM.
+        vm: VmId,
+    },
+    /// A use of a VM is over, whether the VM is still there or not.
+    UseEnded(Use),
+    /// A timer that was armed has run out. `next` is an unused id for a boot that may follow.
+    Elapsed {
+        /// Which.
+        timer: Timer,
+        /// Id of the boot that may follow.
+        next: VmId,
     },
     /// The guest broke the rules or cannot be talked to.
     GuestFault {
@@ -74,6 +90,13 @@ pub enum Event {
         vm: VmId,
         /// Whether the CPUs run.
         outcome: Result<(), String>,
+    },
+    /// An [`Effect::Hibernate`] failed; the VM runs. Success is [`Event::Gone`].
+    HibernateFailed {
+        /// Its VM.
+        vm: VmId,
+        /// Why.
+        message: String,
     },
     /// The worker is gone; nothing that its guest said is still on its way.
     Gone {
@@ -100,6 +123,8 @@ pub enum Event {
     Shutdown {
         /// Time for the guest's processes.
         grace: Duration,
+        /// VMs that may be saved are saved in place of being stopped.
+        save: bool,
     },
 }
 
@@ -122,13 +147,31 @@ pub enum Ask {
     Disable,
     /// Halt the CPUs. Answered when they are.
     Pause,
-    /// Undo [`Ask::Pause`]. Answered when the CPUs run.
-    Resume,
-    /// Boot or resume if the instance may be woken. Answered when it runs.
+    /// Undo [`Ask::Pause`] or [`Ask::Hibernate`]. Answered when the command goes on.
+    Resume {
+        /// Id of the start that may follow.
+        next: VmId,
+    },
+    /// Save the memory and end the VM. Answered when it is gone.
+    Hibernate,
+    /// The same, unless somebody uses the VM.
+    Evict,
+    /// Boot or resume if the instance may be woken, to use it. Answered when it runs.
     Wake {
         /// Id of the boot that may follow.
         next: VmId,
+        /// What for.
+        purpose: Use,
     },
+    /// Count as a user without waking anything. Answered at once.
+    Attach,
+    /// Keep the VM awake. Answered at once.
+    Lease {
+        /// For this time from now on, in place of what an earlier lease said.
+        ttl: Duration,
+    },
+    /// End the lease. Answered at once.
+    Release,
     /// End the VM at once and remove everything. Answered when all is gone.
     Delete,
 }
@@ -151,10 +194,13 @@ pub enum Effect {
     /// Remembers how the last VM ended and writes the record. A failure is only logged: the next start of the
     /// daemon finds that VM gone and repairs the record.
     RecordEnd(StopCause),
-    /// Starts a worker and boots: [`Event::Launched`], then [`Event::Booted`], or [`Event::BootFailed`].
+    /// Starts a worker and boots, or restores what was saved: [`Event::Launched`], then [`Event::Booted`], or
+    /// [`Event::BootFailed`].
     Launch {
         /// The new VM.
         vm: VmId,
+        /// Nothing is saved: a new life begins.
+        fresh: bool,
     },
     /// Goes on with the guest of a worker that is there already: [`Event::Booted`] or a failure.
     Attach {
@@ -170,6 +216,25 @@ pub enum Effect {
     Resume {
         /// The VM.
         vm: VmId,
+    },
+    /// Saves the VM and ends it: [`Event::Gone`], or [`Event::HibernateFailed`].
+    Hibernate {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Removes what was saved of the VM that is gone. Done when the next effect begins.
+    Discard,
+    /// Starts a timer, in place of one of the same kind: [`Event::Elapsed`].
+    Arm {
+        /// Which.
+        timer: Timer,
+        /// Time from now.
+        after: Duration,
+    },
+    /// Stops a timer.
+    Disarm {
+        /// Which.
+        timer: Timer,
     },
     /// Ends the VM: [`Event::Gone`], or [`Event::StopStuck`] if that does not help.
     Stop {
@@ -193,5 +258,7 @@ pub enum Effect {
         id: RequestId,
         /// The answer.
         outcome: Result<(), Denied>,
+        /// The right to use the VM comes with the answer; [`Event::UseEnded`] gives it back.
+        grant: Option<Use>,
     },
 }

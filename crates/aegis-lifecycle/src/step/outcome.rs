@@ -6,23 +6,27 @@ use aegis_proto::control::StartFailure;
 use aegis_proto::worker::{ExitReason, Exited};
 use aegis_types::{ExitStatus, StopReason, VmId};
 
-use super::transition::{EXIT_GRACE, Transition};
-use super::{AfterStop, BootProblem, Effect, Event, Goal, Phase, Stage, StopCause, Stopping};
+use super::transition::{EXIT_GRACE, STOP_GRACE, Transition};
+use super::{AfterStop, BootProblem, Effect, Event, Goal, Phase, Stage, StopCause, Stopping, Timer, Use};
 use crate::error::Denied;
 
 impl Transition {
     pub(super) fn outcome(&mut self, event: Event) {
         match event {
-            Event::Shutdown { grace } => self.shutdown(grace),
+            Event::Shutdown { grace, save } => self.shutdown(grace, save),
+            Event::UseEnded(kind) => self.use_ended(kind),
+            Event::Elapsed { timer, next } => self.elapsed(timer, next),
+            Event::Activity { vm } => self.of_vm(&vm, Self::activity),
             Event::Removed(outcome) => self.removed(outcome),
             Event::Launched { vm } => self.of_vm(&vm, Self::launched),
             Event::Booted { vm } => self.of_vm(&vm, Self::booted),
             Event::BootFailed { vm, failure } => self.of_vm(&vm, |t| t.boot_failed(failure)),
             Event::StartFailed { vm, failure } => self.of_vm(&vm, |t| t.start_failed(failure)),
-            Event::ProcessExited { vm, status } => self.of_vm(&vm, |t| t.process_exited(status)),
+            Event::ProcessExited { vm, status, ran } => self.of_vm(&vm, |t| t.process_exited(status, ran)),
             Event::GuestFault { vm, message } => self.of_vm(&vm, |t| t.guest_fault(&message)),
             Event::PauseDone { vm, outcome } => self.of_vm(&vm, |t| t.pause_done(outcome)),
             Event::ResumeDone { vm, outcome } => self.of_vm(&vm, |t| t.resume_done(outcome)),
+            Event::HibernateFailed { vm, message } => self.of_vm(&vm, |t| t.hibernate_failed(message)),
             Event::Gone { vm, exited } => self.of_vm(&vm, |t| t.worker_gone(&exited)),
             Event::StopStuck { vm, message } => self.of_vm(&vm, |t| t.stop_stuck(message)),
             Event::Cleaned { vm } => self.of_vm(&vm, Self::cleaned),
@@ -72,8 +76,9 @@ impl Transition {
                     self.error(line);
                 }
                 let cause = StopCause::failed(StopReason::BootFailed, failure.message);
+                self.count_end(true, None);
                 if launched {
-                    self.stop(cause, AfterStop::Stay, Duration::ZERO);
+                    self.stop_after_end(cause, Duration::ZERO);
                 } else {
                     self.gone(cause);
                 }
@@ -93,12 +98,12 @@ impl Transition {
         }
         let status = ExitStatus::exited(failure.kind.exit_code());
         self.error(failure.message.clone());
-        self.command_ended(status, Some(failure.message));
+        self.command_ended(status, Some(Duration::ZERO), Some(failure.message));
     }
 
-    fn process_exited(&mut self, status: ExitStatus) {
+    fn process_exited(&mut self, status: ExitStatus, ran: Option<Duration>) {
         match self.stopping() {
-            None => self.command_ended(status, None),
+            None => self.command_ended(status, ran, None),
             Some(Stopping { exit: None, .. }) => {
                 self.exit_line(status);
                 self.note_exit(status);
@@ -107,10 +112,11 @@ impl Transition {
         }
     }
 
-    fn command_ended(&mut self, status: ExitStatus, error: Option<String>) {
+    fn command_ended(&mut self, status: ExitStatus, ran: Option<Duration>, error: Option<String>) {
         self.exit_line(status);
+        self.count_end(status.code != 0, ran);
         let cause = StopCause { reason: StopReason::Exited, exit_code: Some(status.code), error };
-        self.stop(cause, AfterStop::Stay, EXIT_GRACE);
+        self.stop_after_end(cause, EXIT_GRACE);
         self.note_exit(status);
     }
 
@@ -121,7 +127,8 @@ impl Transition {
     fn guest_fault(&mut self, message: &str) {
         if self.stopping().is_none() {
             self.error(format!("the VM is stopped because of a guest fault: {message}"));
-            self.stop(StopCause::failed(StopReason::GuestFault, message), AfterStop::Stay, Duration::ZERO);
+            self.count_end(true, None);
+            self.stop_after_end(StopCause::failed(StopReason::GuestFault, message), Duration::ZERO);
         }
     }
 
@@ -155,13 +162,23 @@ impl Transition {
             Phase::Stopping(Stopping { vm, stage, .. }) => {
                 *stage = Stage::Cleaning;
                 let vm = vm.clone();
+                if exited.reason == ExitReason::Hibernated {
+                    // It was saved in the moment in which somebody wanted it stopped.
+                    self.effect(Effect::Discard);
+                }
                 self.effect(Effect::CleanUp { vm });
+            }
+            Phase::Hibernating { then, .. } if exited.reason == ExitReason::Hibernated => {
+                let then = then.take().map_or(AfterStop::Stay, AfterStop::Boot);
+                self.info("hibernated");
+                self.gone_and_then(StopCause::plain(StopReason::Hibernated), then);
             }
             phase => {
                 let booting = matches!(phase, Phase::Booting { .. });
                 let cause = cause_of(exited, booting);
                 let what = if booting { "boot failed" } else { "the VM ended" };
                 self.error(format!("{what}: {}", exited.message));
+                self.count_end(cause.reason != StopReason::GuestShutdown, None);
                 self.gone(cause);
             }
         }
@@ -171,7 +188,7 @@ impl Transition {
         if let Phase::Stopping(Stopping { vm, stage: Stage::Ending, .. }) = &self.state.phase {
             let vm = vm.clone();
             // Whoever waits is told; the VM is not given up, because another one must not use its disk.
-            let goals = [Goal::VmGone, Goal::Deleted, Goal::Running, Goal::Paused];
+            let goals = [Goal::VmGone, Goal::Deleted, Goal::Running, Goal::Paused, Goal::Hibernated];
             self.settle(&goals, &Err(Denied::Worker(message)));
             self.effect(Effect::Stop { vm, grace: Duration::ZERO });
         }
@@ -182,14 +199,25 @@ impl Transition {
         else {
             return;
         };
+        if cause.reason != StopReason::Hibernated {
+            self.end_life();
+        }
         match then {
             AfterStop::Delete => self.remove(cause),
             AfterStop::Stay => {
                 self.effect(Effect::RecordEnd(cause.clone()));
                 self.state.phase = Phase::Stopped { cause };
+                self.settle(&[Goal::Hibernated], &Ok(()));
+            }
+            AfterStop::Again => {
+                self.effect(Effect::RecordEnd(cause.clone()));
+                self.state.phase = Phase::Stopped { cause };
+                self.start_again_later();
             }
             AfterStop::Boot(next) => {
-                self.effect(Effect::RecordEnd(cause));
+                self.effect(Effect::RecordEnd(cause.clone()));
+                // The boot looks at where it comes from.
+                self.state.phase = Phase::Stopped { cause };
                 self.boot(next);
             }
         }
@@ -203,12 +231,83 @@ impl Transition {
         }
     }
 
-    fn shutdown(&mut self, grace: Duration) {
-        self.state.closing = true;
+    fn use_ended(&mut self, kind: Use) {
+        let count = self.state.users.count(kind);
+        *count = count.saturating_sub(1);
+    }
+
+    /// The idle timer begins anew.
+    fn activity(&mut self) {
+        if self.state.rules.heeds_activity {
+            self.disarm(Timer::Pause);
+        }
+    }
+
+    fn elapsed(&mut self, timer: Timer, next: VmId) {
+        if !self.state.timers.remove(&timer) {
+            return;
+        }
+        match (timer, self.state.phase.clone()) {
+            (Timer::Pause, Phase::Running { vm }) if self.state.is_idle() => self.pause(vm),
+            (Timer::Hibernate, Phase::Paused { vm }) if self.state.is_idle() => self.hibernate(vm),
+            (Timer::Lease, _) => self.state.leased = false,
+            (Timer::Forgive, _) => self.state.crashes = 0,
+            (Timer::Restart, Phase::Stopped { .. }) if self.state.enabled && !self.state.closing => {
+                self.boot(next);
+            }
+            (Timer::Lifetime, phase) => self.lifetime_over(&phase),
+            _ => {}
+        }
+    }
+
+    fn lifetime_over(&mut self, phase: &Phase) {
+        let cause = StopCause::plain(StopReason::Lifetime);
+        match phase {
+            Phase::Stopped { .. } if self.state.is_hibernated() => {
+                self.info("the longest life of the instance is over");
+                self.give_up_saved(cause);
+            }
+            Phase::Stopped { .. } | Phase::Stopping(_) | Phase::Removing { .. } | Phase::Deleted => {}
+            _ => {
+                self.info("the longest life of the instance is over");
+                self.stop(cause, AfterStop::Stay, STOP_GRACE);
+            }
+        }
+    }
+
+    fn hibernate_failed(&mut self, message: String) {
+        let Phase::Hibernating { vm, .. } = self.state.phase.clone() else { return };
+        self.error(format!("cannot hibernate: {message}"));
+        self.settle(&[Goal::Hibernated], &Err(Denied::Worker(message)));
+        if std::mem::take(&mut self.state.saves_on_close) {
+            self.stop(StopCause::plain(StopReason::DaemonStopped), AfterStop::Stay, STOP_GRACE);
+        } else {
+            self.arrive_running(vm);
+        }
+    }
+
+    fn shutdown(&mut self, grace: Duration, save: bool) {
+        let first = !std::mem::replace(&mut self.state.closing, true);
+        self.state.saves_on_close = save && self.state.rules.may_hibernate().is_ok();
+        self.disarm(Timer::Restart);
+        if first && matches!(self.state.phase, Phase::Stopped { .. }) {
+            self.settle(&[Goal::Running], &Err(Denied::ShuttingDown));
+        }
         match &mut self.state.phase {
             Phase::Stopped { .. } | Phase::Removing { .. } | Phase::Deleted => {}
+            Phase::Running { vm } | Phase::Paused { vm } if self.state.saves_on_close => {
+                let vm = vm.clone();
+                self.hibernate(vm);
+            }
+            // What was saved is not lost by a daemon that goes down while it is restored: on arrival it is saved again.
+            Phase::Booting { .. } | Phase::Pausing { .. } | Phase::Resuming { .. }
+                if self.state.saves_on_close => {}
+            Phase::Hibernating { then, .. } if self.state.saves_on_close => {
+                *then = None;
+                self.settle(&[Goal::Running], &Err(Denied::ShuttingDown));
+            }
             Phase::Stopping(stopping) => {
-                if matches!(stopping.then, AfterStop::Boot(_)) {
+                if matches!(stopping.then, AfterStop::Boot(_) | AfterStop::Again) {
                     stopping.then = AfterStop::Stay;
                 }
                 if stopping.stage == Stage::Ending && grace.is_zero() {

@@ -5,7 +5,9 @@ use std::time::Duration;
 use aegis_types::{InstanceState, StopReason, VmId};
 
 use super::transition::{STOP_GRACE, Transition};
-use super::{AfterStop, Ask, Effect, Goal, Phase, RequestId, Stage, StopCause, Stopping};
+use super::{
+    AfterStop, Ask, Effect, Goal, Phase, RequestId, Stage, StopCause, Stopping, Timer, Use, Waiting,
+};
 use crate::error::Denied;
 
 impl Transition {
@@ -25,22 +27,38 @@ impl Transition {
         match ask {
             Ask::Start { next } => self.ask_start(id, next),
             Ask::Restart { next } => self.ask_restart(id, next),
-            Ask::Wake { next } => self.ask_wake(id, next),
+            Ask::Wake { next, purpose } => self.ask_wake(id, next, purpose),
             Ask::Stop => self.ask_stop(id, StopReason::Requested),
             Ask::Disable => {
                 self.set_enabled(false);
                 self.ask_stop(id, StopReason::Disabled)
             }
             Ask::Pause => self.ask_pause(id),
-            Ask::Resume => self.ask_resume(id),
+            Ask::Resume { next } => self.ask_resume(id, next),
+            Ask::Hibernate => self.ask_hibernate(id),
+            Ask::Evict if self.state.is_idle() => self.ask_hibernate(id),
+            Ask::Evict => Err(Denied::InUse),
+            Ask::Attach => {
+                self.answer(id, Ok(()), Some(Use::Attached));
+                Ok(())
+            }
+            Ask::Lease { ttl } => self.ask_lease(id, ttl),
+            Ask::Release => {
+                self.state.leased = false;
+                self.disarm(Timer::Lease);
+                self.accept(id);
+                Ok(())
+            }
             Ask::Delete => self.ask_delete(id),
         }
     }
 
     fn ask_start(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {
+        self.forgive();
         match self.state.phase.clone() {
             Phase::Stopped { .. } => self.enable_and_boot(next),
             Phase::Stopping(_) => self.boot_after_stop(next),
+            Phase::Hibernating { .. } => self.boot_after_save(next),
             Phase::Pausing { .. } | Phase::Resuming { .. } => return self.wait(id, Goal::Running),
             Phase::Paused { vm } => {
                 self.resume(vm);
@@ -53,32 +71,45 @@ impl Transition {
     }
 
     fn ask_restart(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {
+        self.forgive();
         match self.state.phase {
-            Phase::Stopped { .. } => self.enable_and_boot(next),
-            Phase::Stopping(_) => self.boot_after_stop(next),
+            Phase::Stopped { .. } => {
+                if self.state.is_hibernated() {
+                    self.give_up_saved(StopCause::plain(StopReason::Requested));
+                }
+                self.enable_and_boot(next);
+            }
+            Phase::Stopping(_) => {
+                self.give_up_saving(StopReason::Requested);
+                self.boot_after_stop(next);
+            }
             _ => self.stop(StopCause::plain(StopReason::Requested), AfterStop::Boot(next), STOP_GRACE),
         }
         self.accept(id);
         Ok(())
     }
 
-    fn ask_wake(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {
+    fn ask_wake(&mut self, id: RequestId, next: VmId, purpose: Use) -> Result<(), Denied> {
         if !self.state.enabled {
             return Err(Denied::Disabled);
         }
         match self.state.phase.clone() {
             Phase::Running { .. } => {
-                self.accept(id);
+                self.answer(id, Ok(()), Some(purpose));
                 return Ok(());
             }
-            Phase::Stopped { cause } => match cause.bars_waking() {
+            // It is on its way by itself.
+            Phase::Stopped { .. } if self.state.timers.contains(&Timer::Restart) => {}
+            Phase::Stopped { cause } => match self.crash_loop().or_else(|| cause.bars_waking()) {
                 Some(denied) => return Err(denied),
                 None => self.enable_and_boot(next),
             },
+            Phase::Stopping(Stopping { then: AfterStop::Again, .. }) => {}
             Phase::Stopping(Stopping { then: AfterStop::Stay, cause, .. }) => match cause.bars_waking() {
                 Some(denied) => return Err(denied),
                 None => self.boot_after_stop(next),
             },
+            Phase::Hibernating { .. } => self.boot_after_save(next),
             Phase::Paused { vm } => self.resume(vm),
             Phase::Booting { .. }
             | Phase::Pausing { .. }
@@ -87,12 +118,18 @@ impl Transition {
             | Phase::Removing { .. }
             | Phase::Deleted => {}
         }
-        self.wait(id, Goal::Running)
+        self.wait_for(Waiting { id, goal: Goal::Running, grant: Some(purpose) })
     }
 
     fn ask_stop(&mut self, id: RequestId, reason: StopReason) -> Result<(), Denied> {
+        if self.state.is_hibernated() {
+            self.give_up_saved(StopCause::plain(reason));
+        }
+        self.give_up_saving(reason);
         match &mut self.state.phase {
             Phase::Stopped { .. } => {
+                self.disarm(Timer::Restart);
+                self.settle(&[Goal::Running], &Err(StopCause::plain(reason).interrupts()));
                 self.accept(id);
                 return Ok(());
             }
@@ -122,9 +159,13 @@ impl Transition {
         self.wait(id, Goal::Paused)
     }
 
-    fn ask_resume(&mut self, id: RequestId) -> Result<(), Denied> {
+    fn ask_resume(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {
         match self.state.phase.clone() {
             Phase::Paused { vm } => self.resume(vm),
+            Phase::Stopped { .. } if self.state.is_hibernated() && self.state.enabled => {
+                self.enable_and_boot(next);
+            }
+            Phase::Hibernating { .. } if self.state.enabled => self.boot_after_save(next),
             Phase::Pausing { .. } | Phase::Resuming { .. } => {}
             Phase::Running { .. } => {
                 self.accept(id);
@@ -135,10 +176,43 @@ impl Transition {
         self.wait(id, Goal::Running)
     }
 
+    fn ask_hibernate(&mut self, id: RequestId) -> Result<(), Denied> {
+        self.state.rules.may_hibernate()?;
+        match self.state.phase.clone() {
+            Phase::Running { vm } | Phase::Paused { vm } => self.hibernate(vm),
+            Phase::Pausing { .. } | Phase::Resuming { .. } | Phase::Hibernating { then: None, .. } => {}
+            Phase::Hibernating { .. } => return Err(Denied::InUse),
+            Phase::Stopped { .. } if self.state.is_hibernated() => {
+                self.accept(id);
+                return Ok(());
+            }
+            _ => return Err(self.not_running()),
+        }
+        self.wait(id, Goal::Hibernated)
+    }
+
+    fn ask_lease(&mut self, id: RequestId, ttl: Duration) -> Result<(), Denied> {
+        match self.state.phase {
+            Phase::Booting { .. }
+            | Phase::Running { .. }
+            | Phase::Pausing { .. }
+            | Phase::Paused { .. }
+            | Phase::Resuming { .. } => {
+                self.state.leased = true;
+                self.arm(Timer::Lease, ttl);
+                self.accept(id);
+                Ok(())
+            }
+            _ => Err(self.not_running()),
+        }
+    }
+
     fn ask_delete(&mut self, id: RequestId) -> Result<(), Denied> {
         match &mut self.state.phase {
             Phase::Stopped { cause } => {
                 let cause = cause.clone();
+                self.disarm(Timer::Restart);
+                self.settle(&[Goal::Running], &Err(Denied::Deleted));
                 self.remove(cause);
             }
             Phase::Stopping(stopping) => {
@@ -148,7 +222,7 @@ impl Transition {
                     // The disk goes away: what a running stop waits for does not matter any more.
                     self.effect(Effect::Stop { vm, grace: Duration::ZERO });
                 }
-                self.settle(&[Goal::Running], &Err(Denied::Deleted));
+                self.settle(&[Goal::Running, Goal::Hibernated], &Err(Denied::Deleted));
             }
             Phase::Removing { .. } | Phase::Deleted => {}
             _ => self.stop(StopCause::plain(StopReason::Requested), AfterStop::Delete, Duration::ZERO),
@@ -166,14 +240,41 @@ impl Transition {
     fn boot_after_stop(&mut self, next: VmId) {
         self.set_enabled(true);
         if let Phase::Stopping(stopping) = &mut self.state.phase
-            && stopping.then == AfterStop::Stay
+            && matches!(stopping.then, AfterStop::Stay | AfterStop::Again)
         {
             stopping.then = AfterStop::Boot(next);
         }
     }
 
+    /// A VM that was just saved, and whose leftovers are being removed, is not to go on from there.
+    fn give_up_saving(&mut self, reason: StopReason) {
+        if let Phase::Stopping(stopping) = &mut self.state.phase
+            && stopping.cause.reason == StopReason::Hibernated
+        {
+            stopping.cause.reason = reason;
+            self.effect(Effect::Discard);
+            self.settle(&[Goal::Hibernated], &Err(StopCause::plain(reason).interrupts()));
+        }
+    }
+
+    /// The instance goes on from what is being saved.
+    fn boot_after_save(&mut self, next: VmId) {
+        self.set_enabled(true);
+        if let Phase::Hibernating { then: then @ None, .. } = &mut self.state.phase {
+            *then = Some(next);
+        }
+        self.settle(&[Goal::Hibernated], &Err(Denied::InUse));
+    }
+
+    /// An explicit start is always tried.
+    fn forgive(&mut self) {
+        self.state.crashes = 0;
+        self.disarm(Timer::Forgive);
+    }
+
     fn not_running(&self) -> Denied {
         match (&self.state.phase, self.state.shown()) {
+            (Phase::Hibernating { .. }, _) => Denied::Hibernating,
             (_, state @ InstanceState::Starting) => Denied::NotRunning { state },
             (Phase::Stopping(_), _) => Denied::Stopping,
             (_, state) => Denied::NotRunning { state },

@@ -1,8 +1,10 @@
 //! What an instance can be.
 
+use std::collections::BTreeSet;
+
 use aegis_types::{ExitStatus, InstanceState, StopReason, VmId};
 
-use super::RequestId;
+use super::{RequestId, Rules, Timer};
 use crate::error::Denied;
 
 /// Everything that decides what may happen to an instance.
@@ -14,8 +16,57 @@ pub struct State {
     pub closing: bool,
     /// Where it is in its life.
     pub phase: Phase,
+    /// … and saves what can be saved, in place of stopping it.
+    pub saves_on_close: bool,
     /// Requests that are not answered yet, oldest first.
     pub waiting: Vec<Waiting>,
+    /// What it does by itself.
+    pub rules: Rules,
+    /// Who uses the VM now.
+    pub users: Users,
+    /// Somebody keeps it awake for a time.
+    pub leased: bool,
+    /// Crashes in a row, the last one not long ago.
+    pub crashes: u8,
+    /// Timers that run.
+    pub timers: BTreeSet<Timer>,
+}
+
+/// Uses of a VM that keep it from being idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Users {
+    /// Processes that were started from outside.
+    pub execs: u32,
+    /// Connections to its ports.
+    pub connections: u32,
+    /// Runs that follow its command.
+    pub attached: u32,
+}
+
+/// A kind of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// A process that was started from outside.
+    Exec,
+    /// A connection to a port.
+    Connection,
+    /// A run that follows the command.
+    Attached,
+}
+
+impl Users {
+    /// Nobody.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn count(&mut self, kind: Use) -> &mut u32 {
+        match kind {
+            Use::Exec => &mut self.execs,
+            Use::Connection => &mut self.connections,
+            Use::Attached => &mut self.attached,
+        }
+    }
 }
 
 /// Where an instance is in its life. A phase with a VM names it.
@@ -52,6 +103,15 @@ pub enum Phase {
     Resuming {
         /// The VM.
         vm: VmId,
+    },
+    /// The VM is being saved; it ends when it is.
+    Hibernating {
+        /// The VM.
+        vm: VmId,
+        /// State that is shown until it is gone.
+        shown: InstanceState,
+        /// The boot that follows, if somebody needs the instance already.
+        then: Option<VmId>,
     },
     /// The VM is on its way out.
     Stopping(Stopping),
@@ -99,6 +159,8 @@ pub enum AfterStop {
     Stay,
     /// A boot with this id.
     Boot(VmId),
+    /// A boot after a while, because of the restart policy.
+    Again,
     /// The end of the instance.
     Delete,
 }
@@ -140,8 +202,8 @@ impl StopCause {
             | StopReason::VmmDied
             | StopReason::GuestFault
             | StopReason::DaemonStopped
-            | StopReason::Hibernated
-            | StopReason::Lifetime => None,
+            | StopReason::Hibernated => None,
+            StopReason::Lifetime => Some(Denied::LifetimeOver),
         }
     }
 
@@ -162,6 +224,8 @@ pub struct Waiting {
     pub id: RequestId,
     /// What it waits for.
     pub goal: Goal,
+    /// With the answer it gets the right to use the VM.
+    pub grant: Option<Use>,
 }
 
 /// What a request waits for.
@@ -171,6 +235,8 @@ pub enum Goal {
     Running,
     /// The CPUs are halted.
     Paused,
+    /// The memory is on disk.
+    Hibernated,
     /// The current VM is gone.
     VmGone,
     /// Nothing is left.
@@ -181,7 +247,10 @@ impl State {
     /// The state as users see it.
     pub fn shown(&self) -> InstanceState {
         match &self.phase {
+            Phase::Stopped { cause } if cause.reason == StopReason::Hibernated => InstanceState::Hibernated,
             Phase::Stopped { .. } | Phase::Removing { .. } | Phase::Deleted => InstanceState::Stopped,
+            Phase::Hibernating { then: Some(_), .. } => InstanceState::Starting,
+            Phase::Hibernating { shown, .. } => *shown,
             Phase::Booting { .. } => InstanceState::Starting,
             Phase::Running { .. } | Phase::Pausing { .. } => InstanceState::Running,
             Phase::Paused { .. } | Phase::Resuming { .. } => InstanceState::Paused,
@@ -198,6 +267,7 @@ impl State {
             | Phase::Pausing { vm }
             | Phase::Paused { vm }
             | Phase::Resuming { vm }
+            | Phase::Hibernating { vm, .. }
             | Phase::Stopping(Stopping { vm, .. }) => Some(vm),
             Phase::Stopped { .. } | Phase::Removing { .. } | Phase::Deleted => None,
         }
@@ -209,6 +279,26 @@ impl State {
             Phase::Stopped { cause } | Phase::Removing { cause } => Some(cause),
             _ => None,
         }
+    }
+
+    /// Nobody uses it and nobody waits for it.
+    pub fn is_idle(&self) -> bool {
+        self.users.is_empty() && !self.leased && self.waiting.is_empty()
+    }
+
+    /// It has no VM, but one that was saved.
+    pub fn is_hibernated(&self) -> bool {
+        self.stopped().is_some_and(|cause| cause.reason == StopReason::Hibernated)
+    }
+
+    /// A VM is on its way.
+    pub fn booting(&self) -> bool {
+        matches!(self.phase, Phase::Booting { .. })
+    }
+
+    /// The guest can be talked to, as far as this side is concerned.
+    pub fn is_reachable(&self) -> bool {
+        !matches!(self.phase, Phase::Paused { .. } | Phase::Resuming { .. } | Phase::Hibernating { .. })
     }
 
     /// Nothing will happen any more.

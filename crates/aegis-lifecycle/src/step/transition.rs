@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use aegis_types::{ExitStatus, VmId};
+use aegis_types::{ExitStatus, StopReason, VmId};
 
-use super::{AfterStop, Effect, Goal, Phase, RequestId, Stage, State, StopCause, Stopping, Waiting};
+use super::{
+    AfterStop, Effect, Goal, Phase, RequestId, Stage, State, StopCause, Stopping, Timer, Use, Waiting, timers,
+};
 use crate::error::Denied;
 use crate::ports::SystemMessage;
 
@@ -27,6 +29,7 @@ impl Transition {
     }
 
     pub(super) fn finish(mut self) -> (State, Vec<Effect>) {
+        timers::reconcile(&mut self.state, &mut self.effects);
         if self.record {
             self.effects.insert(0, Effect::Record);
         }
@@ -58,20 +61,45 @@ impl Transition {
     }
 
     pub(super) fn accept(&mut self, id: RequestId) {
-        self.effect(Effect::Answer { id, outcome: Ok(()) });
+        self.answer(id, Ok(()), None);
+    }
+
+    /// Answers; a granted use counts from here on.
+    pub(super) fn answer(&mut self, id: RequestId, outcome: Result<(), Denied>, grant: Option<Use>) {
+        let grant = grant.filter(|_| outcome.is_ok());
+        if let Some(kind) = grant {
+            *self.state.users.count(kind) += 1;
+        }
+        self.effect(Effect::Answer { id, outcome, grant });
     }
 
     pub(super) fn wait(&mut self, id: RequestId, goal: Goal) -> Result<(), Denied> {
+        self.wait_for(Waiting { id, goal, grant: None })
+    }
+
+    pub(super) fn wait_for(&mut self, waiting: Waiting) -> Result<(), Denied> {
         if self.state.waiting.len() >= WAITING_MAX {
             return Err(Denied::Busy);
         }
-        self.state.waiting.push(Waiting { id, goal });
+        self.state.waiting.push(waiting);
         Ok(())
     }
 
     pub(super) fn settle(&mut self, goals: &[Goal], outcome: &Result<(), Denied>) {
-        for Waiting { id, .. } in self.state.waiting.extract_if(.., |w| goals.contains(&w.goal)) {
-            self.effects.push(Effect::Answer { id, outcome: outcome.clone() });
+        let settled: Vec<Waiting> = self.state.waiting.extract_if(.., |w| goals.contains(&w.goal)).collect();
+        for Waiting { id, grant, .. } in settled {
+            self.answer(id, outcome.clone(), grant);
+        }
+    }
+
+    pub(super) fn arm(&mut self, timer: Timer, after: Duration) {
+        self.state.timers.insert(timer);
+        self.effect(Effect::Arm { timer, after });
+    }
+
+    pub(super) fn disarm(&mut self, timer: Timer) {
+        if self.state.timers.remove(&timer) {
+            self.effect(Effect::Disarm { timer });
         }
     }
 
@@ -80,8 +108,44 @@ impl Transition {
     }
 
     pub(super) fn boot(&mut self, vm: VmId) {
+        let fresh = !self.state.is_hibernated();
+        self.disarm(Timer::Restart);
+        if fresh {
+            self.begin_life(self.state.rules.max_lifetime);
+        }
         self.state.phase = Phase::Booting { vm: vm.clone(), launched: false };
-        self.effect(Effect::Launch { vm });
+        self.effect(Effect::Launch { vm, fresh });
+    }
+
+    /// `left`: time that the instance may live from now on.
+    pub(super) fn begin_life(&mut self, left: Option<Duration>) {
+        match left {
+            Some(left) => self.arm(Timer::Lifetime, left),
+            None => self.disarm(Timer::Lifetime),
+        }
+    }
+
+    /// The saved VM will not be used: from here on the instance is stopped for another reason.
+    pub(super) fn give_up_saved(&mut self, cause: StopCause) {
+        self.info("the saved memory was discarded");
+        self.effect(Effect::Discard);
+        self.effect(Effect::RecordEnd(cause.clone()));
+        self.end_life();
+        self.state.phase = Phase::Stopped { cause };
+    }
+
+    pub(super) fn end_life(&mut self) {
+        self.disarm(Timer::Lifetime);
+        self.disarm(Timer::Lease);
+        self.state.leased = false;
+    }
+
+    /// Saves a VM whose CPUs run or are halted.
+    pub(super) fn hibernate(&mut self, vm: VmId) {
+        let shown = self.state.shown();
+        self.settle(&[Goal::Paused], &Err(Denied::Hibernating));
+        self.state.phase = Phase::Hibernating { vm: vm.clone(), shown, then: None };
+        self.effect(Effect::Hibernate { vm });
     }
 
     pub(super) fn pause(&mut self, vm: VmId) {
@@ -100,21 +164,29 @@ impl Transition {
     }
 
     pub(super) fn arrive_running(&mut self, vm: VmId) {
+        self.state.phase = Phase::Running { vm: vm.clone() };
         self.settle(&[Goal::Running], &Ok(()));
-        if self.is_wanted(Goal::Paused) {
+        if self.is_wanted(Goal::Hibernated) || self.state.saves_on_close {
+            self.hibernate(vm);
+        } else if self.is_wanted(Goal::Paused) {
             self.pause(vm);
-        } else {
-            self.state.phase = Phase::Running { vm };
         }
     }
 
     pub(super) fn arrive_paused(&mut self, vm: VmId) {
+        self.state.phase = Phase::Paused { vm: vm.clone() };
         self.settle(&[Goal::Paused], &Ok(()));
-        if self.is_wanted(Goal::Running) {
+        if self.is_wanted(Goal::Hibernated) || self.state.saves_on_close {
+            self.hibernate(vm);
+        } else if self.is_wanted(Goal::Running) {
             self.resume(vm);
-        } else {
-            self.state.phase = Phase::Paused { vm };
         }
+    }
+
+    /// Ends the VM because of an end by itself; the restart policy says what follows.
+    pub(super) fn stop_after_end(&mut self, cause: StopCause, grace: Duration) {
+        let then = self.after_end(&cause);
+        self.stop(cause, then, grace);
     }
 
     /// Ends the VM of a phase that has one and is not ending yet. A command that does not run yet gets no grace.
@@ -132,7 +204,12 @@ impl Transition {
 
     /// Goes on from a phase whose worker is gone, or never came.
     pub(super) fn gone(&mut self, cause: StopCause) {
-        if let Some(vm) = self.leave(Stage::Cleaning, cause, AfterStop::Stay) {
+        let then = self.after_end(&cause);
+        self.gone_and_then(cause, then);
+    }
+
+    pub(super) fn gone_and_then(&mut self, cause: StopCause, then: AfterStop) {
+        if let Some(vm) = self.leave(Stage::Cleaning, cause, then) {
             self.effect(Effect::CleanUp { vm });
         }
     }
@@ -147,12 +224,17 @@ impl Transition {
     fn leave(&mut self, stage: Stage, cause: StopCause, then: AfterStop) -> Option<VmId> {
         let vm = self.state.vm()?.clone();
         let shown = self.state.shown();
+        let saved = cause.reason == StopReason::Hibernated;
         self.settle(&[Goal::Paused], &Err(cause.interrupts()));
+        if !saved {
+            self.settle(&[Goal::Hibernated], &Err(cause.interrupts()));
+            self.end_life();
+        }
         match then {
             AfterStop::Stay => self.settle(&[Goal::Running], &Err(cause.interrupts())),
             AfterStop::Delete => self.settle(&[Goal::Running], &Err(Denied::Deleted)),
             // They get the next VM.
-            AfterStop::Boot(_) => {}
+            AfterStop::Boot(_) | AfterStop::Again => {}
         }
         self.state.phase =
             Phase::Stopping(Stopping { vm: vm.clone(), stage, shown, cause, exit: None, then });

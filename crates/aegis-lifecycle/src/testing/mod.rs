@@ -5,4 +5,4 @@ mod guest;
 mod world;
 
 pub(crate) use guest::{Guest, RunMode, ready};
-pub(crate) use world::{Line, World, alive, spec};
+pub(crate) use world::{Line, Port, World, alive, spec, with_policy};

@@ -14,12 +14,17 @@ use tokio::time::timeout;
 
 use super::guest::Guest;
 use crate::ports::{
-    Adoption, LaunchError, Launched, Launcher, LogSink, Registry, RegistryError, SystemMessage, Worker,
+    Adoption, LaunchError, Launched, Launcher, LogSink, Registry, RegistryError, SystemMessage,
 };
 use crate::record::{InstanceSpec, Record};
-use crate::{Instance, Manager, Ports, Status};
+use crate::{Defaults, Instance, Limits, Manager, Ports, Status};
 
+/// An instance that does nothing by itself.
 pub(crate) fn spec(n: u64, handle: &str) -> InstanceSpec {
+    with_policy(n, handle, Policy { never_pause: true, ..Policy::default() })
+}
+
+pub(crate) fn with_policy(n: u64, handle: &str, policy: Policy) -> InstanceSpec {
     InstanceSpec {
         id: InstanceId::from_unix_nanos(n),
         handle: Some(Handle::parse(handle).unwrap()),
@@ -29,7 +34,7 @@ pub(crate) fn spec(n: u64, handle: &str) -> InstanceSpec {
         workdir: None,
         memory: Mib::DEFAULT,
         vcpus: Vcpus::DEFAULT,
-        policy: Policy::default(),
+        policy,
         created_at: Timestamp::UNIX_EPOCH,
     }
 }
@@ -63,6 +68,10 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> (Arc<Self>, Manager) {
+        Self::with_budget(None)
+    }
+
+    pub(crate) fn with_budget(ram_budget: Option<u64>) -> (Arc<Self>, Manager) {
         let world = Arc::new(Self {
             guests: Mutex::default(),
             prepare: Mutex::default(),
@@ -77,12 +86,36 @@ impl World {
             lines: Mutex::default(),
             stored: Mutex::default(),
         });
+        let manager = world.manager(ram_budget);
+        (world, manager)
+    }
+
+    /// Another daemon in this world.
+    pub(crate) fn manager(self: &Arc<Self>, ram_budget: Option<u64>) -> Manager {
         let ports = Ports {
-            launcher: Arc::new(Port(Arc::clone(&world))),
-            registry: Arc::new(Port(Arc::clone(&world))),
-            logs: Arc::new(Port(Arc::clone(&world))),
+            launcher: Arc::new(self.port()),
+            registry: Arc::new(self.port()),
+            logs: Arc::new(self.port()),
         };
-        (world, Manager::new(ports))
+        let defaults =
+            Defaults { pause_after: Duration::from_secs(60), hibernate_after: Duration::from_secs(300) };
+        Manager::new(ports, Limits { defaults, ram_budget })
+    }
+
+    pub(crate) fn port(self: &Arc<Self>) -> Port {
+        Port(Arc::clone(self))
+    }
+
+    /// Guests of this instance, oldest first.
+    pub(crate) fn guests_of(&self, id: &InstanceId) -> Vec<Arc<Guest>> {
+        let owners = self.owners.lock().unwrap();
+        let guests = self.guests.lock().unwrap();
+        guests.iter().filter(|g| owners.get(&g.vm) == Some(id)).cloned().collect()
+    }
+
+    /// The guest whose memory is saved for this instance.
+    pub(crate) fn saved(&self, id: &InstanceId) -> Option<Arc<Guest>> {
+        self.guests_of(id).into_iter().rfind(|g| g.saved.load(Ordering::SeqCst))
     }
 
     pub(crate) fn prepare(&self, change: impl Fn(&Guest) + Send + 'static) {
@@ -139,7 +172,7 @@ impl World {
     }
 }
 
-struct Port(Arc<World>);
+pub(crate) struct Port(Arc<World>);
 
 #[async_trait::async_trait]
 impl Launcher for Port {
@@ -151,6 +184,10 @@ impl Launcher for Port {
             return Err(error);
         }
         let guest = Arc::new(Guest::new(vm.clone()));
+        if let Some(saved) = self.0.saved(&spec.id) {
+            saved.saved.store(false, Ordering::SeqCst);
+            guest.go_on_from(&saved);
+        }
         if let Some(prepare) = &*self.0.prepare.lock().unwrap() {
             prepare(&guest);
         }
@@ -159,21 +196,23 @@ impl Launcher for Port {
         Ok(Launched { worker: Arc::new(guest), notes: Vec::new() })
     }
 
-    async fn has_saved(&self, _: &InstanceId) -> bool {
-        false
+    async fn has_saved(&self, id: &InstanceId) -> bool {
+        self.0.saved(id).is_some()
     }
 
-    async fn discard_saved(&self, _: &InstanceId) {}
+    async fn discard_saved(&self, id: &InstanceId) {
+        if let Some(saved) = self.0.saved(id) {
+            saved.saved.store(false, Ordering::SeqCst);
+            self.0.called("discard");
+        }
+    }
 
     async fn adopt(&self, id: &InstanceId) -> Adoption {
         self.0.adoption.lock().unwrap().remove(id).unwrap_or(Adoption::None)
     }
 
     async fn clean_up(&self, id: &InstanceId) {
-        let owners = self.0.owners.lock().unwrap().clone();
-        let guests = self.0.guests.lock().unwrap().clone();
-        let mut own = guests.iter().filter(|g| owners.get(&g.vm) == Some(id));
-        assert!(own.all(|g| !g.is_alive()), "cleaned under a live VM");
+        assert!(self.0.guests_of(id).iter().all(|g| !g.is_alive()), "cleaned under a live VM");
         self.0.called("clean_up");
     }
 

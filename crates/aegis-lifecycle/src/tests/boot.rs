@@ -182,7 +182,7 @@ async fn a_boot_belongs_to_the_driver_and_not_to_its_caller() {
     let waited = tokio::time::timeout(Duration::from_secs(1), instance.exec(start)).await;
     assert!(waited.is_err());
     world.may_launch.send_replace(true);
-    let status = World::until(&instance, |s| s.state == InstanceState::Running && s.active_execs == 0).await;
+    let status = World::until(&instance, |s| s.state == InstanceState::Running && s.users.execs == 0).await;
     assert!(status.vm.is_some());
 }
 

@@ -32,10 +32,10 @@ async fn a_session_ends_with_the_exit_and_counts_until_then() {
     let (_world, _manager, instance, _guest) = running().await;
     let before = instance.status().last_active_at.unwrap();
     let mut session = instance.exec(start("echo")).await.unwrap();
-    assert_eq!(instance.status().active_execs, 1);
+    assert_eq!(instance.status().users.execs, 1);
     let events = all(&mut session).await;
     assert_eq!(events[1..], [Ok(ExecEvent::Stdout(b"hi".to_vec())), exit()]);
-    let status = World::until(&instance, |s| s.active_execs == 0).await;
+    let status = World::until(&instance, |s| s.users.execs == 0).await;
     assert!(status.last_active_at.unwrap() >= before);
 }
 
@@ -53,7 +53,7 @@ async fn a_refused_process_is_an_event_and_not_a_fault() {
     let (_world, _manager, instance, _guest) = running().await;
     let mut session = instance.exec(start("missing")).await.unwrap();
     assert!(matches!(all(&mut session).await[..], [Ok(ExecEvent::Refused(_))]));
-    World::until(&instance, |s| s.active_execs == 0).await;
+    World::until(&instance, |s| s.users.execs == 0).await;
     assert_eq!(instance.status().state, InstanceState::Running);
 }
 
@@ -61,9 +61,9 @@ async fn a_refused_process_is_an_event_and_not_a_fault() {
 async fn a_dropped_session_does_not_count_any_more() {
     let (_world, _manager, instance, _guest) = running().await;
     let session = instance.exec(start("hang")).await.unwrap();
-    assert_eq!(instance.status().active_execs, 1);
+    assert_eq!(instance.status().users.execs, 1);
     drop(session);
-    World::until(&instance, |s| s.active_execs == 0).await;
+    World::until(&instance, |s| s.users.execs == 0).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,13 @@
 //! Whole lives of instances against ports in memory. Time is the test's: a wait that nobody ends fails at once.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod again;
 mod boot;
+mod crash;
 mod exec;
 mod faults;
 mod requests;
+mod rest;
 mod restore;
 
 use std::sync::Arc;

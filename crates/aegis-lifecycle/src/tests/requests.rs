@@ -157,7 +157,7 @@ async fn shutdown_stops_everything_and_refuses_new_work() {
         tokio::task::yield_now().await;
         world.may_launch.send_replace(true);
     };
-    tokio::join!(manager.shutdown(Duration::from_secs(3)), release);
+    tokio::join!(manager.shutdown(Duration::from_secs(3), false), release);
     for instance in [&instance, &booting] {
         let status = instance.status();
         assert_eq!(status.stopped.unwrap().reason, StopReason::DaemonStopped);
@@ -173,6 +173,6 @@ async fn shutdown_stops_everything_and_refuses_new_work() {
 async fn shutdown_uses_force_after_the_grace() {
     let (_world, manager, _instance, guest) = running().await;
     guest.set(|s| s.ignores_stop = true);
-    manager.shutdown(Duration::from_secs(1)).await;
+    manager.shutdown(Duration::from_secs(1), false).await;
     assert!(!guest.is_alive());
 }

@@ -13,7 +13,15 @@ use crate::{Instance, Manager};
 
 fn record(live: bool, enabled: bool, last_stop: Option<LastStop>) -> Record {
     let updated_at = Timestamp::UNIX_EPOCH;
-    Record { spec: spec(1, "web"), enabled, live, updated_at, last_active_at: None, last_stop }
+    Record {
+        spec: spec(1, "web"),
+        enabled,
+        live,
+        updated_at,
+        last_active_at: None,
+        life_began_at: None,
+        last_stop,
+    }
 }
 
 async fn restore(record: Record, adoption: Option<Adoption>) -> (Arc<World>, Manager, Instance) {

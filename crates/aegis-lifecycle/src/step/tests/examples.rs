@@ -1,21 +1,59 @@
 //! The cases that have a name.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aegis_proto::control::{StartFailure, StartFailureKind};
 use aegis_proto::worker::{ExitReason, Exited, Phase as WorkerPhase};
-use aegis_types::{ExitStatus, InstanceState, StopReason, VmId};
+use aegis_types::{ExitStatus, InstanceState, Policy, RestartPolicy, StopReason, VmId};
 
 use crate::error::Denied;
 use crate::ports::SystemMessage;
-use crate::step::{Ask, Effect, Event, Found, Phase, State, StopCause, created, restored, step};
+use crate::step::{
+    Ask, Defaults, Effect, Event, Found, Past, Phase, Rules, State, StopCause, Timer, Use, Users, restored,
+    step,
+};
 
 fn vm(n: u64) -> VmId {
     VmId::from_random(n)
 }
 
+fn rules(policy: Policy) -> Rules {
+    let defaults =
+        Defaults { pause_after: Duration::from_secs(60), hibernate_after: Duration::from_secs(300) };
+    Rules::new(&policy, &defaults)
+}
+
+/// Those of an instance that does nothing by itself.
+fn quiet() -> Rules {
+    rules(Policy { never_pause: true, ..Policy::default() })
+}
+
+fn created(vm: VmId) -> (State, Vec<Effect>) {
+    super::super::created(quiet(), vm)
+}
+
+fn restored_with(enabled: bool, found: Found) -> (State, Vec<Effect>) {
+    restored(quiet(), Past { enabled, ..Past::default() }, found)
+}
+
 fn in_phase(phase: Phase) -> State {
-    State { enabled: true, closing: false, phase, waiting: Vec::new() }
+    with_rules(quiet(), phase)
+}
+
+fn with_rules(rules: Rules, phase: Phase) -> State {
+    State {
+        enabled: true,
+        closing: false,
+        saves_on_close: false,
+        phase,
+        waiting: Vec::new(),
+        rules,
+        users: Users::default(),
+        leased: false,
+        crashes: 0,
+        timers: BTreeSet::new(),
+    }
 }
 
 fn running() -> State {
@@ -36,7 +74,7 @@ fn happen(state: &State, event: Event) -> (State, Vec<Effect>) {
 
 fn answers(effects: &[Effect]) -> Vec<(u64, Result<(), Denied>)> {
     let answer = |e: &Effect| match e {
-        Effect::Answer { id, outcome } => Some((*id, outcome.clone())),
+        Effect::Answer { id, outcome, .. } => Some((*id, outcome.clone())),
         _ => None,
     };
     effects.iter().filter_map(answer).collect()
@@ -50,7 +88,7 @@ fn gone(n: u64) -> Event {
 fn a_new_instance_is_starting_at_once() {
     let (state, effects) = created(vm(1));
     assert_eq!(state.shown(), InstanceState::Starting);
-    assert_eq!(effects, [Effect::Launch { vm: vm(1) }]);
+    assert_eq!(effects, [Effect::Launch { vm: vm(1), fresh: true }]);
 }
 
 #[test]
@@ -58,7 +96,11 @@ fn the_record_says_that_there_may_be_a_vm_before_one_is_launched() {
     let (state, effects) = ask(&stopped(StopReason::Requested), Ask::Start { next: vm(2) }).unwrap();
     assert_eq!(
         effects,
-        [Effect::Record, Effect::Launch { vm: vm(2) }, Effect::Answer { id: 7, outcome: Ok(()) },]
+        [
+            Effect::Record,
+            Effect::Launch { vm: vm(2), fresh: true },
+            Effect::Answer { id: 7, outcome: Ok(()), grant: None },
+        ]
     );
     assert_eq!(state.vm(), Some(&vm(2)));
 }
@@ -73,13 +115,13 @@ fn only_some_ends_let_an_exec_wake() {
         StopReason::GuestFault,
         StopReason::NeverStarted,
     ] {
-        assert!(ask(&stopped(reason), Ask::Wake { next: vm(2) }).is_ok(), "{reason}");
+        assert!(ask(&stopped(reason), Ask::Wake { next: vm(2), purpose: Use::Exec }).is_ok(), "{reason}");
     }
-    let denied = |reason| ask(&stopped(reason), Ask::Wake { next: vm(2) }).unwrap_err();
+    let denied = |reason| ask(&stopped(reason), Ask::Wake { next: vm(2), purpose: Use::Exec }).unwrap_err();
     assert_eq!(denied(StopReason::Exited), Denied::CommandEnded { exit_code: None });
     assert!(matches!(denied(StopReason::BootFailed), Denied::BootFailed { .. }));
     let disabled = State { enabled: false, ..stopped(StopReason::Disabled) };
-    assert_eq!(ask(&disabled, Ask::Wake { next: vm(2) }).unwrap_err(), Denied::Disabled);
+    assert_eq!(ask(&disabled, Ask::Wake { next: vm(2), purpose: Use::Exec }).unwrap_err(), Denied::Disabled);
     assert!(ask(&disabled, Ask::Start { next: vm(2) }).unwrap().0.enabled);
 }
 
@@ -100,8 +142,10 @@ fn a_boot_that_is_stopped_before_its_worker_is_there_is_stopped_when_it_is() {
 
 #[test]
 fn the_end_of_the_command_is_told_and_what_it_left_gets_time() {
-    let (state, effects) =
-        happen(&running(), Event::ProcessExited { vm: vm(1), status: ExitStatus::exited(42) });
+    let (state, effects) = happen(
+        &running(),
+        Event::ProcessExited { vm: vm(1), status: ExitStatus::exited(42), ran: Some(Duration::MAX) },
+    );
     assert_eq!(
         effects,
         [
@@ -109,7 +153,7 @@ fn the_end_of_the_command_is_told_and_what_it_left_gets_time() {
             Effect::Stop { vm: vm(1), grace: Duration::from_secs(2) },
         ]
     );
-    let wake = ask(&state, Ask::Wake { next: vm(2) });
+    let wake = ask(&state, Ask::Wake { next: vm(2), purpose: Use::Exec });
     assert_eq!(wake.unwrap_err(), Denied::CommandEnded { exit_code: Some(42) });
     let (state, _) = happen(&state, gone(1));
     let (state, effects) = happen(&state, Event::Cleaned { vm: vm(1) });
@@ -130,7 +174,7 @@ fn a_missing_command_counts_as_a_command_that_ended() {
             Effect::Log(SystemMessage::Info("process exited (code=127)".to_owned())),
         ]
     );
-    let wake = ask(&state, Ask::Wake { next: vm(2) });
+    let wake = ask(&state, Ask::Wake { next: vm(2), purpose: Use::Exec });
     assert_eq!(wake.unwrap_err(), Denied::CommandEnded { exit_code: Some(127) });
 }
 
@@ -141,7 +185,7 @@ fn a_restart_has_left_running_when_it_is_accepted() {
     assert_eq!(answers(&effects), [(7, Ok(()))]);
     let (state, _) = happen(&state, gone(1));
     let (state, effects) = happen(&state, Event::Cleaned { vm: vm(1) });
-    assert!(effects.contains(&Effect::Launch { vm: vm(2) }));
+    assert!(effects.contains(&Effect::Launch { vm: vm(2), fresh: true }));
     assert_eq!(state.vm(), Some(&vm(2)));
 }
 
@@ -149,10 +193,13 @@ fn a_restart_has_left_running_when_it_is_accepted() {
 fn a_resume_during_a_pause_resumes_once() {
     let (state, effects) = ask(&running(), Ask::Pause).unwrap();
     assert_eq!(effects, [Effect::Pause { vm: vm(1) }]);
-    let (state, effects) = step(&state, Event::Request { id: 8, ask: Ask::Resume }).unwrap();
+    let (state, effects) = step(&state, Event::Request { id: 8, ask: Ask::Resume { next: vm(2) } }).unwrap();
     assert_eq!(effects, []);
     let (state, effects) = happen(&state, Event::PauseDone { vm: vm(1), outcome: Ok(()) });
-    assert_eq!(effects, [Effect::Answer { id: 7, outcome: Ok(()) }, Effect::Resume { vm: vm(1) }]);
+    assert_eq!(
+        effects,
+        [Effect::Answer { id: 7, outcome: Ok(()), grant: None }, Effect::Resume { vm: vm(1) }]
+    );
     let (state, effects) = happen(&state, Event::ResumeDone { vm: vm(1), outcome: Ok(()) });
     assert_eq!(answers(&effects), [(8, Ok(()))]);
     assert_eq!(state, running());
@@ -187,7 +234,7 @@ fn a_failed_removal_leaves_a_stopped_instance_that_can_be_deleted_again() {
 fn nobody_waits_without_bound() {
     let (mut state, _) = created(vm(1));
     let denied = loop {
-        match ask(&state, Ask::Wake { next: vm(2) }) {
+        match ask(&state, Ask::Wake { next: vm(2), purpose: Use::Exec }) {
             Ok((next, _)) => state = next,
             Err(denied) => break denied,
         }
@@ -198,10 +245,10 @@ fn nobody_waits_without_bound() {
 #[test]
 fn what_an_earlier_daemon_left_is_taken_over() {
     let alive = |phase| Found::Alive { vm: vm(1), phase: Ok(phase) };
-    let (state, effects) = restored(true, alive(WorkerPhase::Running));
+    let (state, effects) = restored_with(true, alive(WorkerPhase::Running));
     assert_eq!(state.vm(), Some(&vm(1)));
     assert!(effects.contains(&Effect::Attach { vm: vm(1) }));
-    let (state, effects) = restored(true, alive(WorkerPhase::Paused));
+    let (state, effects) = restored_with(true, alive(WorkerPhase::Paused));
     assert_eq!(state.phase, Phase::Paused { vm: vm(1) });
     assert!(!effects.contains(&Effect::Attach { vm: vm(1) }), "a halted guest cannot answer");
     for (enabled, found) in [
@@ -209,7 +256,7 @@ fn what_an_earlier_daemon_left_is_taken_over() {
         (true, alive(WorkerPhase::Stopping)),
         (true, Found::Alive { vm: vm(1), phase: Err("no answer".to_owned()) }),
     ] {
-        let (state, effects) = restored(enabled, found);
+        let (state, effects) = restored_with(enabled, found);
         assert!(matches!(state.phase, Phase::Stopping(_)));
         assert!(effects.iter().any(|e| matches!(e, Effect::Stop { .. })));
     }
@@ -226,10 +273,10 @@ fn what_ended_while_no_daemon_was_there_is_recorded() {
         (exited(ExitReason::LinkViolation), StopReason::GuestFault),
         (exited(ExitReason::BootFailed), StopReason::BootFailed),
     ] {
-        let (state, effects) = restored(true, found);
+        let (state, effects) = restored_with(true, found);
         assert_eq!(state.stopped().unwrap().reason, reason);
         assert!(matches!(effects[..], [Effect::Log(_), Effect::RecordEnd(_)]));
     }
-    let (_, effects) = restored(true, Found::Recorded(StopCause::plain(StopReason::Exited)));
+    let (_, effects) = restored_with(true, Found::Recorded(StopCause::plain(StopReason::Exited)));
     assert_eq!(effects, []);
 }
