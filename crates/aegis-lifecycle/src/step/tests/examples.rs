@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use aegis_proto::control::{StartFailure, StartFailureKind};
 use aegis_proto::worker::{ExitReason, Exited, Phase as WorkerPhase};
-use aegis_types::{ExitStatus, InstanceState, Policy, RestartPolicy, StopReason, VmId};
+use aegis_types::{ExitStatus, InstanceState, Policy, StopReason, VmId};
 
 use crate::error::Denied;
 use crate::ports::SystemMessage;
 use crate::step::{
-    Ask, Defaults, Effect, Event, Found, Past, Phase, Rules, State, StopCause, Timer, Use, Users, restored,
-    step,
+    Ask, Defaults, Effect, Event, Found, Past, Phase, Rules, State, StopCause, Use, Users, restored, step,
 };
 
 fn vm(n: u64) -> VmId {
