@@ -34,6 +34,16 @@ pub enum ErrorCode {
     Disabled,
     /// The instance is in a state that does not allow it (409).
     WrongState,
+    /// The public port is in use (409).
+    PortTaken,
+    /// The guest port is not exposed (404).
+    NotExposed,
+    /// Its command failed too often right after its start, so it is not started by itself (409).
+    CrashLoop,
+    /// It did not happen within the time that the request gave it (504).
+    Timeout,
+    /// Its memory does not fit into the budget, even with every idle instance hibernated (503).
+    NoMemory,
     /// The instance did not come up (503).
     BootFailed,
     /// The daemon is shutting down (503).
@@ -49,10 +59,13 @@ impl ErrorCode {
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
-            Self::InstanceNotFound | Self::ImageNotFound => 404,
-            Self::AlreadyExists | Self::Disabled | Self::WrongState => 409,
+            Self::InstanceNotFound | Self::ImageNotFound | Self::NotExposed => 404,
+            Self::AlreadyExists | Self::Disabled | Self::WrongState | Self::PortTaken | Self::CrashLoop => {
+                409
+            }
             Self::Internal => 500,
-            Self::BootFailed | Self::ShuttingDown => 503,
+            Self::BootFailed | Self::ShuttingDown | Self::NoMemory => 503,
+            Self::Timeout => 504,
         }
     }
 }

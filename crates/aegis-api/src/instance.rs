@@ -2,9 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use aegis_types::{Handle, ImageName, InstanceId, InstanceState, Mib, StopReason, Vcpus};
+use aegis_types::{
+    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, RestartPolicy, StartKind,
+    StopReason, Vcpus,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::{Endpoint, ExposeRequest};
 
 /// Creates an instance, or starts the stopped one that has this handle.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -30,6 +35,41 @@ pub struct CreateInstance {
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<Vcpus>,
+    /// Ports that are to be reachable from the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposes: Vec<ExposeRequest>,
+    /// Idle time before it is paused, in milliseconds; the daemon's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_after_ms: Option<u64>,
+    /// Paused time before it is hibernated, in milliseconds; the daemon's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernate_after_ms: Option<u64>,
+    /// Idleness never pauses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_pause: bool,
+    /// Its memory is never written to disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_hibernate: bool,
+    /// It is stopped for good so long after its start, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lifetime_ms: Option<u64>,
+    /// What follows the end of its command.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub restart: RestartPolicy,
+    /// What keeps it awake.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub idle_policy: IdlePolicy,
+    /// Its creator deletes it when its command has ended; it is never hibernated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Answer to [`CreateInstance`]: 201 when created, 200 when an existing one was started.
@@ -46,12 +86,15 @@ pub struct CreatedInstance {
     pub handle: Option<Handle>,
     /// Image.
     pub image_ref: ImageName,
+    /// Its ports, where it has some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
     /// What the caller should know although the request was carried out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// An instance in a list. Lists are ordered: running, starting, paused, stopped, disabled; then by age.
+/// An instance in a list. Lists are ordered: running, starting, paused, hibernated, stopped, disabled; then by age.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceSummary {
     /// Id.
@@ -74,6 +117,15 @@ pub struct InstanceSummary {
     /// Last end of its VM, while it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped_at: Option<Timestamp>,
+    /// Last time that it ran, was started or was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_active_at: Option<Timestamp>,
+    /// Open connections to its ports.
+    #[serde(default)]
+    pub active_connections: u32,
+    /// Its ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// Everything about an instance.
@@ -133,8 +185,71 @@ pub struct InstanceInfo {
     /// How well the worker of the VM shut itself in, such as `landlock (ABI 3), seccomp, no_new_privs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confinement: Option<String>,
+    /// What this VM was started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_kind: Option<StartKind>,
+    /// The same time as `boot_ms`, whatever the VM was started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_ms: Option<u64>,
     /// Exec commands in flight.
     pub active_execs: u32,
+    /// Open connections to its ports.
+    #[serde(default)]
+    pub active_connections: u32,
+    /// Runs that follow it and keep it awake.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attached: u32,
+    /// Guest ports that are exposed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expose_ports: Vec<GuestPort>,
+    /// Its ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
+    /// Idle time before it is paused, in milliseconds, as it applies; absent when idleness never pauses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_after_ms: Option<u64>,
+    /// Paused time before it is hibernated, in milliseconds, as it applies; absent when it never is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernate_after_ms: Option<u64>,
+    /// Idleness never pauses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_pause: bool,
+    /// Its memory is never written to disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_hibernate: bool,
+    /// It is stopped for good so long after its start, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lifetime_ms: Option<u64>,
+    /// What follows the end of its command.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// What keeps it awake.
+    #[serde(default)]
+    pub idle_policy: IdlePolicy,
+    /// Its creator deletes it when its command has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
+    /// A lease keeps it awake.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lease_held: bool,
+    /// What the lease is for, as its holder says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_reason: Option<String>,
+    /// When the lease ends unless it is renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_expires_at: Option<Timestamp>,
+    /// When it was hibernated, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernated_at: Option<Timestamp>,
+    /// How often it was woken since the daemon started.
+    #[serde(default)]
+    pub wakes: u64,
+    /// How often its restart policy started it again since its last explicit start.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
+    /// Failures right after a start, one after the other.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub crashes: u32,
 }
 
 /// Answer of the actions: what the instance is now, such as `starting`, `stopped`, `deleted`.

@@ -5,20 +5,32 @@
 //! different age understand each other. Every failure has an [`ErrorBody`].
 #![forbid(unsafe_code)]
 
+mod activity;
 mod error;
 mod exec;
+mod expose;
 mod image;
 mod instance;
 mod log;
 pub mod paths;
+mod policy;
+mod stats;
 mod status;
+mod template;
 
+pub use activity::{KeepaliveRequest, WaitFor, WaitQuery};
 pub use error::{ErrorBody, ErrorCode};
 pub use exec::{ExecDone, ExecRequest, ExecStarted};
+pub use expose::{Endpoint, ExposeReply, ExposeRequest};
 pub use image::{ImageImported, ImageSummary};
 pub use instance::{CreateInstance, CreatedInstance, InstanceInfo, InstanceSummary, PruneReply, StateReply};
 pub use log::{LogEntry, LogSource, LogStream};
-pub use status::{AssetStatus, BackendCapabilities, DaemonStatus};
+pub use policy::InvalidPolicy;
+pub use stats::{DaemonStats, InstanceStats, LastStart, StartCounts};
+pub use status::{
+    AssetStatus, BackendCapabilities, DaemonStatus, RouterStatus, ShutdownMode, ShutdownRequest,
+};
+pub use template::{BuildTemplate, PruneTemplates, PrunedTemplates, TemplateState, TemplateSummary};
 
 /// Content type of the streams.
 pub const NDJSON: &str = "application/x-ndjson";

@@ -1,5 +1,7 @@
 //! Paths of the API. `target` is an instance id or a handle.
 
+use aegis_types::GuestPort;
+
 /// `GET`: [`crate::DaemonStatus`].
 pub const STATUS: &str = "/v1/status";
 /// `POST`: [`crate::CreateInstance`] → [`crate::CreatedInstance`]; `GET [?state=]`: list of [`crate::InstanceSummary`].
@@ -11,12 +13,23 @@ pub const IMAGES: &str = "/v1/images";
 /// `POST ?name=` with a tar (optionally gzip) as the body → [`crate::ImageImported`].
 pub const IMAGE_IMPORT: &str = "/v1/images/import";
 
+/// `GET`: [`crate::DaemonStats`].
+pub const STATS: &str = "/v1/stats";
+/// `GET`: list of [`crate::TemplateSummary`]; `POST`: [`crate::BuildTemplate`] → [`crate::TemplateSummary`] when it is built.
+pub const TEMPLATES: &str = "/v1/templates";
+/// `POST`: [`crate::PruneTemplates`] → [`crate::PrunedTemplates`].
+pub const TEMPLATES_PRUNE: &str = "/v1/templates/prune";
+/// `POST`: [`crate::ShutdownRequest`] → [`crate::StateReply`]; the daemon ends after it.
+pub const SHUTDOWN: &str = "/v1/shutdown";
+/// `GET`: the numbers of [`STATS`] in the text format of Prometheus.
+pub const METRICS: &str = "/metrics";
+
 /// `GET`: [`crate::InstanceInfo`]; `DELETE` → [`crate::StateReply`].
 pub fn instance(target: &str) -> String {
     format!("{INSTANCES}/{}", encode(target))
 }
 
-/// `POST` with action `start`, `stop`, `restart`, `disable`, `pause` or `resume` → [`crate::StateReply`].
+/// `POST` with action `start`, `stop`, `restart`, `disable`, `pause`, `resume` or `hibernate` → [`crate::StateReply`].
 pub fn action(target: &str, action: &str) -> String {
     format!("{}/{action}", instance(target))
 }
@@ -26,7 +39,29 @@ pub fn exec(target: &str) -> String {
     action(target, "exec")
 }
 
-/// `GET [?follow=1&since=&tail=&exec_id=]` → stream of [`crate::LogEntry`].
+/// `POST`: [`crate::ExposeRequest`] → [`crate::ExposeReply`].
+pub fn expose(target: &str) -> String {
+    action(target, "expose")
+}
+
+/// `DELETE` → [`crate::StateReply`].
+pub fn exposed(target: &str, port: GuestPort) -> String {
+    format!("{}/{port}", expose(target))
+}
+
+/// `POST`: [`crate::KeepaliveRequest`] takes or renews the lease, `DELETE` gives it up → [`crate::StateReply`].
+pub fn keepalive(target: &str) -> String {
+    action(target, "keepalive")
+}
+
+/// `GET ?for=&port=&timeout_ms=`, see [`crate::WaitQuery`] → [`crate::StateReply`] with the state that was reached;
+/// [`crate::ErrorCode::Timeout`] when it was not.
+pub fn wait(target: &str) -> String {
+    action(target, "wait")
+}
+
+/// `GET [?follow=1&attach=1&since=&tail=&exec_id=]` → stream of [`crate::LogEntry`]. With `attach=1` the instance is
+/// not idle while the answer is read.
 pub fn logs(target: &str) -> String {
     action(target, "logs")
 }
@@ -51,11 +86,13 @@ pub fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
     fn targets_cannot_leave_their_segment() {
         assert_eq!(instance("../x y"), "/v1/instances/..%2Fx%20y");
         assert_eq!(logs("web"), "/v1/instances/web/logs");
+        assert_eq!(exposed("web", GuestPort::new(80).unwrap()), "/v1/instances/web/expose/80");
     }
 }

@@ -1,5 +1,6 @@
 //! The daemon itself.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use aegis_types::Accelerator;
@@ -28,6 +29,42 @@ pub struct DaemonStatus {
     pub assets: Vec<AssetStatus>,
     /// Live VMs.
     pub live_vms: u32,
+    /// The HTTP router; absent from daemons that have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<RouterStatus>,
+    /// Memory that all VMs may have together, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram_budget_mb: Option<u64>,
+}
+
+/// The HTTP router: one address for every instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterStatus {
+    /// Where it listens, such as `127.0.0.1:8099`; absent when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// Why it does not listen. Ports of instances do not depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Ends the daemon, which begins when this is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ShutdownRequest {
+    /// What becomes of running instances.
+    #[serde(default)]
+    pub mode: ShutdownMode,
+}
+
+/// What becomes of running instances when the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShutdownMode {
+    /// They are hibernated, and stopped where that cannot be. SIGTERM means this.
+    #[default]
+    Hibernate,
+    /// They are stopped.
+    Stop,
 }
 
 /// What a backend can do.
@@ -35,7 +72,7 @@ pub struct DaemonStatus {
 pub struct BackendCapabilities {
     /// CPUs can be halted and go on later.
     pub pause_resume: bool,
-    /// A paused VM costs no memory.
+    /// An instance can rest without any cost: its memory is on disk, and its processes go on when it wakes.
     pub persistent_pause: bool,
     /// The root file system comes from read-only images.
     pub boot_from_disk_layers: bool,

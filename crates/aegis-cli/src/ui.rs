@@ -132,6 +132,21 @@ pub(crate) fn in_words(duration: Duration) -> String {
     }
 }
 
+/// A duration in the grammar of options and settings.
+pub(crate) fn duration(duration: Duration) -> String {
+    const UNITS: [(&str, u128); 5] =
+        [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    let mut rest = duration.as_millis();
+    let mut text = String::new();
+    for (unit, ms) in UNITS {
+        if rest >= ms {
+            let _ = write!(text, "{}{unit}", rest / ms);
+            rest %= ms;
+        }
+    }
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
 /// A number of bytes with a binary unit.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
@@ -161,6 +176,13 @@ mod tests {
     fn sizes_have_the_largest_unit_that_fits() {
         for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
             assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_they_are_read() {
+        for text in ["0s", "500ms", "1m", "1m30s", "5m", "14d", "1d1h1m1s1ms"] {
+            assert_eq!(aegis_types::parse_duration(text).map(duration), Ok(text.to_owned()));
         }
     }
 

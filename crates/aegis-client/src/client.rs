@@ -4,10 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aegis_api::{
-    CreateInstance, CreatedInstance, DaemonStatus, ExecRequest, ImageImported, ImageSummary, InstanceInfo,
-    InstanceSummary, PruneReply, StateReply, paths,
+    BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest, ExposeReply,
+    ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSummary, KeepaliveRequest, PruneReply,
+    PruneTemplates, PrunedTemplates, ShutdownMode, ShutdownRequest, StateReply, TemplateSummary, WaitQuery,
+    paths,
 };
-use aegis_types::{ImageName, InstanceState};
+use aegis_types::{GuestPort, ImageName, InstanceState};
 use bytes::{Bytes, BytesMut};
 use futures::stream::try_unfold;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
@@ -22,6 +24,7 @@ use crate::connection::{Answer, RequestBody, request};
 use crate::stream::{ExecEvents, LogEntries};
 
 const CONSOLE_MAX: usize = 64 << 20;
+const METRICS_MAX: usize = 64 << 20;
 const IMPORT_CHUNK: usize = 256 << 10;
 
 /// A client of one daemon. Cheap to clone; nothing is connected before a call.
@@ -54,6 +57,8 @@ pub enum Action {
     Pause,
     /// Lets its CPUs go on.
     Resume,
+    /// Saves its memory and ends its VM; returns when that is done.
+    Hibernate,
 }
 
 impl Action {
@@ -65,6 +70,7 @@ impl Action {
             Self::Disable => "disable",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Hibernate => "hibernate",
         }
     }
 }
@@ -74,6 +80,8 @@ impl Action {
 pub struct LogQuery {
     /// After the stored entries, wait for more until the instance is deleted.
     pub follow: bool,
+    /// The instance is not idle while the log is followed.
+    pub attach: bool,
     /// Only entries after this time.
     pub since: Option<Timestamp>,
     /// Only so many of the newest stored entries.
@@ -87,6 +95,9 @@ impl LogQuery {
         let mut query = Vec::new();
         if self.follow {
             query.push("follow=1".to_owned());
+        }
+        if self.attach {
+            query.push("attach=1".to_owned());
         }
         if let Some(since) = self.since {
             query.push(format!("since={}", paths::encode(&since.to_string())));
@@ -172,6 +183,68 @@ impl Client {
     /// The newest part of what the guest's kernel wrote to its console.
     pub async fn console(&self, target: &str) -> Result<Bytes, ClientError> {
         self.get_path(&paths::console(target)).await?.bytes(CONSOLE_MAX).await
+    }
+
+    /// Makes a guest port reachable from the host.
+    pub async fn expose(&self, target: &str, expose: &ExposeRequest) -> Result<ExposeReply, ClientError> {
+        self.post(&paths::expose(target), expose).await?.json().await
+    }
+
+    /// Undoes [`Client::expose`].
+    pub async fn unexpose(&self, target: &str, port: GuestPort) -> Result<StateReply, ClientError> {
+        self.request(Method::DELETE, &paths::exposed(target, port), empty()).await?.json().await
+    }
+
+    /// Takes or renews the lease of an instance.
+    pub async fn keepalive(&self, target: &str, lease: &KeepaliveRequest) -> Result<StateReply, ClientError> {
+        self.post(&paths::keepalive(target), lease).await?.json().await
+    }
+
+    /// Gives up the lease of an instance.
+    pub async fn release(&self, target: &str) -> Result<StateReply, ClientError> {
+        self.request(Method::DELETE, &paths::keepalive(target), empty()).await?.json().await
+    }
+
+    /// Waits for what an instance does. [`aegis_api::ErrorCode::Timeout`] means that it did not.
+    pub async fn wait(&self, target: &str, query: &WaitQuery) -> Result<StateReply, ClientError> {
+        let mut path = format!("{}?for={}", paths::wait(target), query.goal.as_str());
+        if let Some(port) = query.port {
+            path.push_str(&format!("&port={port}"));
+        }
+        if let Some(ms) = query.timeout_ms {
+            path.push_str(&format!("&timeout_ms={ms}"));
+        }
+        self.get_path(&path).await?.json().await
+    }
+
+    /// Numbers of every instance.
+    pub async fn stats(&self) -> Result<DaemonStats, ClientError> {
+        self.get_path(paths::STATS).await?.json().await
+    }
+
+    /// The numbers in the text format of Prometheus.
+    pub async fn metrics(&self) -> Result<Bytes, ClientError> {
+        self.get_path(paths::METRICS).await?.bytes(METRICS_MAX).await
+    }
+
+    /// All templates.
+    pub async fn templates(&self) -> Result<Vec<TemplateSummary>, ClientError> {
+        self.get_path(paths::TEMPLATES).await?.json().await
+    }
+
+    /// Makes a template unless it is there; returns when it is.
+    pub async fn build_template(&self, template: &BuildTemplate) -> Result<TemplateSummary, ClientError> {
+        self.post(paths::TEMPLATES, template).await?.json().await
+    }
+
+    /// Deletes templates.
+    pub async fn prune_templates(&self, prune: &PruneTemplates) -> Result<PrunedTemplates, ClientError> {
+        self.post(paths::TEMPLATES_PRUNE, prune).await?.json().await
+    }
+
+    /// Ends the daemon; returns when it has begun to end.
+    pub async fn shutdown(&self, mode: ShutdownMode) -> Result<StateReply, ClientError> {
+        self.post(paths::SHUTDOWN, &ShutdownRequest { mode }).await?.json().await
     }
 
     /// All images.

@@ -3,9 +3,12 @@
 
 use std::path::PathBuf;
 
-use aegis_api::{ErrorCode, ExecRequest, LogStream};
+use aegis_api::{
+    BuildTemplate, ErrorCode, ExecRequest, ExposeRequest, KeepaliveRequest, LogStream, PruneTemplates,
+    ShutdownMode, WaitFor, WaitQuery,
+};
 use aegis_client::{Action, Client, ClientError, ExecEvent, LogQuery};
-use aegis_types::ImageName;
+use aegis_types::{Expose, GuestPort, ImageName, PublicPort};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -131,6 +134,7 @@ async fn a_log_query_says_only_what_was_asked() {
     let daemon = daemon(HEAD_END, answer("200 OK", &format!("{ENTRY}\n")));
     let query = LogQuery {
         follow: true,
+        attach: true,
         since: Some("2026-01-01T00:00:00Z".parse().unwrap()),
         tail: Some(5),
         exec_id: Some("e 1".into()),
@@ -138,8 +142,7 @@ async fn a_log_query_says_only_what_was_asked() {
     let mut logs = daemon.client.logs("web", &query).await.unwrap();
     assert!(logs.next().await.unwrap().is_some());
     assert!(logs.next().await.unwrap().is_none());
-    let expected =
-        "GET /v1/instances/web/logs?follow=1&since=2026-01-01T00:00:00Z&tail=5&exec_id=e%201 HTTP/1.1";
+    let expected = "GET /v1/instances/web/logs?follow=1&attach=1&since=2026-01-01T00:00:00Z&tail=5&exec_id=e%201 HTTP/1.1";
     assert!(daemon.request.await.unwrap().starts_with(expected));
 }
 
@@ -153,4 +156,78 @@ async fn an_import_streams_the_tar() {
     let request = daemon.request.await.unwrap();
     assert!(request.starts_with("POST /v1/images/import?name=tools HTTP/1.1"), "{request}");
     assert!(request.contains("9\r\ntar bytes\r\n"), "{request}");
+}
+
+#[tokio::test]
+async fn ports_are_exposed_and_taken_back() {
+    let reply =
+        r#"{"guest_port":80,"public_port":8080,"protocol":"tcp","url":"http://127.0.0.1:8080","new":1}"#;
+    let asked = daemon("}", answer("200 OK", reply));
+    let expose = ExposeRequest::from("8080:80/tcp".parse::<Expose>().unwrap());
+    let exposed = asked.client.expose("web", &expose).await.unwrap();
+    assert_eq!(exposed.public_port, PublicPort::new(8080).unwrap());
+    let request = asked.request.await.unwrap();
+    assert!(request.starts_with("POST /v1/instances/web/expose HTTP/1.1"), "{request}");
+    assert!(request.ends_with(r#"{"port":80,"public_port":8080,"protocol":"tcp"}"#), "{request}");
+
+    let taken = r#"{"error":"port 8080 is in use","code":"port_taken"}"#;
+    let error = daemon("}", answer("409 Conflict", taken)).client.expose("web", &expose).await.unwrap_err();
+    assert!(matches!(error, ClientError::Api { body, .. } if body.code == ErrorCode::PortTaken));
+
+    let asked = daemon(HEAD_END, answer("200 OK", r#"{"status":"ok"}"#));
+    asked.client.unexpose("web", GuestPort::new(80).unwrap()).await.unwrap();
+    assert!(asked.request.await.unwrap().starts_with("DELETE /v1/instances/web/expose/80 HTTP/1.1"));
+}
+
+#[tokio::test]
+async fn a_wait_says_what_for_and_how_long() {
+    let port = Some(GuestPort::new(80).unwrap());
+    for (query, path) in [
+        (WaitQuery { goal: WaitFor::Hibernated, port: None, timeout_ms: None }, "for=hibernated"),
+        (WaitQuery { goal: WaitFor::Port, port, timeout_ms: Some(5) }, "for=port&port=80&timeout_ms=5"),
+    ] {
+        let daemon = daemon(HEAD_END, answer("200 OK", r#"{"status":"running"}"#));
+        assert_eq!(daemon.client.wait("web", &query).await.unwrap().status, "running");
+        let expected = format!("GET /v1/instances/web/wait?{path} HTTP/1.1");
+        assert!(daemon.request.await.unwrap().starts_with(&expected));
+    }
+}
+
+#[tokio::test]
+async fn a_lease_is_taken_and_given_up() {
+    let taken = daemon("}", answer("200 OK", r#"{"status":"held"}"#));
+    let lease = KeepaliveRequest { ttl_ms: 1000, reason: Some("job".into()) };
+    taken.client.keepalive("web", &lease).await.unwrap();
+    let request = taken.request.await.unwrap();
+    assert!(request.starts_with("POST /v1/instances/web/keepalive HTTP/1.1"), "{request}");
+    assert!(request.ends_with(r#"{"ttl_ms":1000,"reason":"job"}"#), "{request}");
+    let released = daemon(HEAD_END, answer("200 OK", r#"{"status":"released"}"#));
+    released.client.release("web").await.unwrap();
+    assert!(released.request.await.unwrap().starts_with("DELETE /v1/instances/web/keepalive HTTP/1.1"));
+}
+
+#[tokio::test]
+async fn templates_are_built_and_pruned() {
+    let template = r#"{"key":"k","image":"base","memory_mb":512,"vcpus":1,"size_bytes":7,
+        "created_at":"2026-01-01T00:00:00Z","state":"ready"}"#;
+    let built = daemon("}", answer("200 OK", template));
+    let template = built.client.build_template(&BuildTemplate::default()).await.unwrap();
+    assert_eq!((template.key.as_str(), template.loaded), ("k", false));
+    let request = built.request.await.unwrap();
+    assert!(request.starts_with("POST /v1/templates HTTP/1.1") && request.ends_with("{}"), "{request}");
+    let pruned = daemon("}", answer("200 OK", r#"{"pruned":1,"freed_bytes":7}"#));
+    let prune = PruneTemplates { max_age: Some("1d".into()) };
+    assert_eq!(pruned.client.prune_templates(&prune).await.unwrap().freed_bytes, 7);
+    let request = pruned.request.await.unwrap();
+    assert!(request.starts_with("POST /v1/templates/prune HTTP/1.1"), "{request}");
+    assert!(request.ends_with(r#"{"max_age":"1d"}"#), "{request}");
+}
+
+#[tokio::test]
+async fn a_shutdown_says_what_becomes_of_the_instances() {
+    let daemon = daemon("}", answer("200 OK", r#"{"status":"stopping"}"#));
+    daemon.client.shutdown(ShutdownMode::Stop).await.unwrap();
+    let request = daemon.request.await.unwrap();
+    assert!(request.starts_with("POST /v1/shutdown HTTP/1.1"), "{request}");
+    assert!(request.ends_with(r#"{"mode":"stop"}"#), "{request}");
 }

@@ -45,6 +45,20 @@ variables! {
     DEFAULT_IMAGE = "AEGIS_DEFAULT_IMAGE",
     /// How long a boot may take, such as `60s`.
     BOOT_TIMEOUT = "AEGIS_BOOT_TIMEOUT",
+    /// Idle time before an instance is paused, such as `60s`.
+    PAUSE_AFTER = "AEGIS_PAUSE_AFTER",
+    /// Paused time before an instance is hibernated, such as `5m`.
+    HIBERNATE_AFTER = "AEGIS_HIBERNATE_AFTER",
+    /// Memory that all VMs may have together, in MiB; `auto` is half of the host's.
+    RAM_BUDGET_MB = "AEGIS_RAM_BUDGET_MB",
+    /// Loopback address and port of the HTTP router; port 0 takes any free one.
+    ROUTER_ADDR = "AEGIS_ROUTER_ADDR",
+    /// Whether templates are made and used: `auto` or `off`.
+    TEMPLATES = "AEGIS_TEMPLATES",
+    /// Disk space of all templates, in MiB; the least recently used ones are deleted beyond it.
+    TEMPLATES_MAX_MB = "AEGIS_TEMPLATES_MAX_MB",
+    /// Templates that were not used for this time are deleted, such as `14d`.
+    TEMPLATES_MAX_AGE = "AEGIS_TEMPLATES_MAX_AGE",
 }
 
 /// The user's home directory, for the default of [`HOME`].

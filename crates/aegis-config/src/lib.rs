@@ -7,6 +7,7 @@
 mod asset;
 pub mod env;
 mod home;
+mod memory;
 #[cfg(test)]
 mod reference;
 mod settings;
@@ -14,4 +15,5 @@ mod settings;
 pub use asset::{Asset, Located, NotFound, Origin, locate, locate_in};
 pub use env::Environment;
 pub use home::{Home, HomeError};
-pub use settings::{AcceleratorSetting, Setting, Settings, SettingsError, Source};
+pub use memory::{RamBudget, host_memory_mib};
+pub use settings::{AcceleratorSetting, Setting, Settings, SettingsError, Source, TemplatesSetting};

@@ -67,4 +67,11 @@ fn the_documented_defaults_are_the_defaults() {
     assert_eq!(documented.accelerator.value, built_in.accelerator.value);
     assert_eq!(documented.boot_timeout.value, built_in.boot_timeout.value);
     assert_eq!(documented.log.value, built_in.log.value);
+    assert_eq!(documented.pause_after.value, built_in.pause_after.value);
+    assert_eq!(documented.hibernate_after.value, built_in.hibernate_after.value);
+    assert_eq!(documented.ram_budget.value, built_in.ram_budget.value);
+    assert_eq!(documented.router_addr.value, built_in.router_addr.value);
+    assert_eq!(documented.templates.value, built_in.templates.value);
+    assert_eq!(documented.templates_max_mib.value, built_in.templates_max_mib.value);
+    assert_eq!(documented.templates_max_age.value, built_in.templates_max_age.value);
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use aegis_types::{Accelerator, ImageName, Mib, Vcpus, parse_duration};
 use serde::Deserialize;
 
-use crate::Home;
 use crate::env::{self, Environment};
+use crate::{Home, RamBudget};
 
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +113,35 @@ impl FromStr for AcceleratorSetting {
     }
 }
 
+/// Whether templates are made and used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TemplatesSetting {
+    /// Where they help.
+    #[default]
+    Auto,
+    /// Never: every start that is not a wake boots.
+    Off,
+}
+
+impl fmt::Display for TemplatesSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl FromStr for TemplatesSetting {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::Off];
+        all.into_iter()
+            .find(|setting| setting.to_string() == text)
+            .ok_or_else(|| format!("unknown value `{text}` of templates: it is auto or off"))
+    }
+}
+
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -159,6 +189,20 @@ pub struct Settings {
     pub boot_timeout: Setting<Duration>,
     /// Log filter of the daemon, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log: Setting<String>,
+    /// Idle time before an instance that asks for nothing else is paused.
+    pub pause_after: Setting<Duration>,
+    /// Paused time before an instance that asks for nothing else is hibernated.
+    pub hibernate_after: Setting<Duration>,
+    /// Memory that all VMs may have together.
+    pub ram_budget: Setting<RamBudget>,
+    /// Address of the HTTP router; a loopback address. Port 0 means any free one.
+    pub router_addr: Setting<SocketAddr>,
+    /// Whether templates are made and used.
+    pub templates: Setting<TemplatesSetting>,
+    /// Disk space of all templates, in MiB.
+    pub templates_max_mib: Setting<u64>,
+    /// Templates that were not used for this time are deleted.
+    pub templates_max_age: Setting<Duration>,
 }
 
 impl Default for Settings {
@@ -170,6 +214,13 @@ impl Default for Settings {
             accelerator: Setting::default_value(AcceleratorSetting::Auto),
             boot_timeout: Setting::default_value(Duration::from_secs(60)),
             log: Setting::default_value("info".to_owned()),
+            pause_after: Setting::default_value(Duration::from_secs(60)),
+            hibernate_after: Setting::default_value(Duration::from_secs(5 * 60)),
+            ram_budget: Setting::default_value(RamBudget::Auto),
+            router_addr: Setting::default_value(SocketAddr::from((Ipv4Addr::LOCALHOST, 8099))),
+            templates: Setting::default_value(TemplatesSetting::Auto),
+            templates_max_mib: Setting::default_value(2048),
+            templates_max_age: Setting::default_value(Duration::from_secs(14 * 24 * 3600)),
         }
     }
 }
@@ -182,28 +233,95 @@ struct File {
     default_image: Option<ImageName>,
     #[serde(default, deserialize_with = "from_text")]
     accelerator: Option<AcceleratorSetting>,
-    #[serde(default, deserialize_with = "from_duration")]
+    #[serde(default, deserialize_with = "from_boot_timeout")]
     boot_timeout: Option<Duration>,
     log: Option<String>,
+    #[serde(default, deserialize_with = "from_duration")]
+    pause_after: Option<Duration>,
+    #[serde(default, deserialize_with = "from_duration")]
+    hibernate_after: Option<Duration>,
+    #[serde(default, deserialize_with = "from_text_or_number")]
+    ram_budget_mb: Option<RamBudget>,
+    #[serde(default, deserialize_with = "from_loopback")]
+    router_addr: Option<SocketAddr>,
+    #[serde(default, deserialize_with = "from_text")]
+    templates: Option<TemplatesSetting>,
+    templates_max_mb: Option<u64>,
+    #[serde(default, deserialize_with = "from_duration")]
+    templates_max_age: Option<Duration>,
 }
 
 /// Keys of the file: name, environment variable of the same meaning, an example, which is the default.
 #[cfg(test)]
-pub(crate) const KEYS: [(&str, &str, &str); 6] = [
+pub(crate) const KEYS: [(&str, &str, &str); 13] = [
     ("default_memory_mb", env::DEFAULT_MEMORY_MB, "512"),
     ("default_cpus", env::DEFAULT_CPUS, "1"),
     ("default_image", env::DEFAULT_IMAGE, "\"base\""),
     ("accelerator", env::ACCEL, "\"auto\""),
     ("boot_timeout", env::BOOT_TIMEOUT, "\"60s\""),
     ("log", env::LOG, "\"info\""),
+    ("pause_after", env::PAUSE_AFTER, "\"60s\""),
+    ("hibernate_after", env::HIBERNATE_AFTER, "\"5m\""),
+    ("ram_budget_mb", env::RAM_BUDGET_MB, "\"auto\""),
+    ("router_addr", env::ROUTER_ADDR, "\"127.0.0.1:8099\""),
+    ("templates", env::TEMPLATES, "\"auto\""),
+    ("templates_max_mb", env::TEMPLATES_MAX_MB, "2048"),
+    ("templates_max_age", env::TEMPLATES_MAX_AGE, "\"14d\""),
 ];
 
-fn from_text<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<AcceleratorSetting>, D::Error> {
+fn from_text<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: FromStr<Err = String>,
+{
     String::deserialize(d)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
+fn from_text_or_number<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: FromStr<Err = String>,
+{
+    let text = match toml::Value::deserialize(d)? {
+        toml::Value::String(text) => text,
+        toml::Value::Integer(number) => number.to_string(),
+        other => {
+            return Err(serde::de::Error::custom(format!("{} is neither text nor number", other.type_str())));
+        }
+    };
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 fn from_duration<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    duration(&String::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn from_boot_timeout<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
     boot_timeout(&String::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn from_loopback<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+    loopback(&String::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Longer than anybody waits, and short enough for every clock.
+const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text).map_err(|e| e.to_string())?;
+    if duration > TIME_MAX { Err(format!("`{text}` is longer than 100 years")) } else { Ok(duration) }
+}
+
+/// Instances trust who reaches their ports, so nobody but this machine does.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!("router address `{text}` is no address with a port: write it like `127.0.0.1:8099` or `[::1]:8099`")
+    })?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err(format!("router address `{text}` can be reached from other machines: use `127.0.0.1` or `[::1]`"))
+    }
 }
 
 fn boot_timeout(text: &str) -> Result<Duration, String> {
@@ -236,6 +354,13 @@ impl Settings {
         settings.accelerator.set_from_file(file.accelerator);
         settings.boot_timeout.set_from_file(file.boot_timeout);
         settings.log.set_from_file(file.log);
+        settings.pause_after.set_from_file(file.pause_after);
+        settings.hibernate_after.set_from_file(file.hibernate_after);
+        settings.ram_budget.set_from_file(file.ram_budget_mb);
+        settings.router_addr.set_from_file(file.router_addr);
+        settings.templates.set_from_file(file.templates);
+        settings.templates_max_mib.set_from_file(file.templates_max_mb);
+        settings.templates_max_age.set_from_file(file.templates_max_age);
 
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is not a number"));
         settings.default_memory.set_from_env(vars, env::DEFAULT_MEMORY_MB, |text| {
@@ -250,6 +375,13 @@ impl Settings {
         settings.accelerator.set_from_env(vars, env::ACCEL, str::parse)?;
         settings.boot_timeout.set_from_env(vars, env::BOOT_TIMEOUT, boot_timeout)?;
         settings.log.set_from_env(vars, env::LOG, |text| Ok(text.to_owned()))?;
+        settings.pause_after.set_from_env(vars, env::PAUSE_AFTER, duration)?;
+        settings.hibernate_after.set_from_env(vars, env::HIBERNATE_AFTER, duration)?;
+        settings.ram_budget.set_from_env(vars, env::RAM_BUDGET_MB, str::parse)?;
+        settings.router_addr.set_from_env(vars, env::ROUTER_ADDR, loopback)?;
+        settings.templates.set_from_env(vars, env::TEMPLATES, str::parse)?;
+        settings.templates_max_mib.set_from_env(vars, env::TEMPLATES_MAX_MB, number)?;
+        settings.templates_max_age.set_from_env(vars, env::TEMPLATES_MAX_AGE, duration)?;
         Ok(settings)
     }
 }
@@ -306,6 +438,26 @@ mod tests {
     }
 
     #[test]
+    fn rest_router_and_templates_are_set_by_file_and_environment() {
+        let (_dir, home) = home_with(
+            "pause_after = \"5s\"\nram_budget_mb = 2048\nrouter_addr = \"[::1]:0\"\ntemplates = \"off\"\n\
+             templates_max_mb = 10\ntemplates_max_age = \"1d\"\n",
+        );
+        let vars = table(&[("AEGIS_HIBERNATE_AFTER", "1m"), ("AEGIS_RAM_BUDGET_MB", "auto")]);
+        let settings = Settings::load_in(&home, &vars).unwrap();
+        assert_eq!(settings.pause_after.value, Duration::from_secs(5));
+        assert_eq!(settings.hibernate_after.value, Duration::from_secs(60));
+        let budget = Setting { value: RamBudget::Auto, source: Source::Env("AEGIS_RAM_BUDGET_MB") };
+        assert_eq!(settings.ram_budget, budget);
+        assert_eq!(settings.router_addr.value.to_string(), "[::1]:0");
+        assert_eq!(settings.templates.value, TemplatesSetting::Off);
+        assert_eq!(settings.templates_max_mib, Setting { value: 10, source: Source::File });
+        assert_eq!(settings.templates_max_age.value, Duration::from_secs(24 * 3600));
+        let settings = Settings::load_in(&home, &table(&[])).unwrap();
+        assert_eq!(settings.ram_budget.value.mib(None), Some(2048));
+    }
+
+    #[test]
     fn mistakes_in_the_file_name_key_and_line() {
         for (config, expected) in [
             ("log = \"info\"\nmemroy = 5\n", "line 2: unknown field `memroy`"),
@@ -314,6 +466,17 @@ mod tests {
             ("boot_timeout = \"0s\"\n", "shorter than any boot"),
             ("boot_timeout = 5\n", "expected a string"),
             ("log = \n", "line 1"),
+            (
+                "log = \"info\"\nrouter_addr = \"0.0.0.0:80\"\n",
+                "line 2: router address `0.0.0.0:80` can be reached",
+            ),
+            ("router_addr = \"8099\"\n", "no address with a port"),
+            ("ram_budget_mb = 1\n", "line 1: RAM budget: memory in MiB must be between"),
+            ("ram_budget_mb = true\n", "boolean is neither text nor number"),
+            ("pause_after = \"soon\"\n", "line 1: invalid duration `soon`"),
+            ("hibernate_after = \"99999999d\"\n", "longer than 100 years"),
+            ("templates = \"on\"\n", "unknown value `on` of templates: it is auto or off"),
+            ("templates_max_mb = -1\n", "line 1"),
         ] {
             let (_dir, home) = home_with(config);
             let text = Settings::load_in(&home, &table(&[])).unwrap_err().to_string();
@@ -329,6 +492,13 @@ mod tests {
             ("AEGIS_DEFAULT_CPUS", "65", "AEGIS_DEFAULT_CPUS: number of CPUs must be between 1 and 64"),
             ("AEGIS_ACCEL", "KVM", "AEGIS_ACCEL: unknown accelerator `KVM`"),
             ("AEGIS_BOOT_TIMEOUT", "5", "AEGIS_BOOT_TIMEOUT: invalid duration `5`"),
+            (
+                "AEGIS_ROUTER_ADDR",
+                "10.0.0.1:8099",
+                "AEGIS_ROUTER_ADDR: router address `10.0.0.1:8099` can be reached",
+            ),
+            ("AEGIS_RAM_BUDGET_MB", "half", "AEGIS_RAM_BUDGET_MB: RAM budget `half` is neither"),
+            ("AEGIS_TEMPLATES_MAX_MB", "2G", "AEGIS_TEMPLATES_MAX_MB: `2G` is not a number"),
         ] {
             let text = Settings::load_in(&home, &table(&[(name, value)])).unwrap_err().to_string();
             assert!(text.contains(expected), "{text}");

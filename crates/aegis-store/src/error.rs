@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use aegis_types::Handle;
+use aegis_types::{Handle, InstanceId};
 
 /// The registry could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,9 @@ pub enum StoreError {
     /// Another instance has this name.
     #[error("another instance is named `{0}`")]
     HandleTaken(Handle),
+    /// A port of an instance that is not in the registry, such as one that was deleted meanwhile.
+    #[error("there is no instance `{0}` in the registry")]
+    NoInstance(InstanceId),
     /// SQLite failed.
     #[error("cannot {action}")]
     Sqlite {

@@ -1,4 +1,4 @@
-//! The registry of instances: one SQLite file, `$AEGIS_HOME/data/aegis.db`.
+//! The registry of instances and their ports: one SQLite file, `$AEGIS_HOME/data/aegis.db`.
 //!
 //! The daemon is the only user. SQLite blocks, so one thread named `registry` owns the connection and the async
 //! [`Store`] sends it work over a bounded channel.
@@ -11,11 +11,14 @@
 //! It does not know what the columns mean for the life of an instance.
 #![forbid(unsafe_code)]
 
+mod columns;
 mod error;
+mod expose;
 mod row;
 mod schema;
 mod store;
 
 pub use error::StoreError;
+pub use expose::ExposeRow;
 pub use row::InstanceRow;
 pub use store::Store;

@@ -1,15 +1,13 @@
 //! A row of the table `instances`.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::str::FromStr;
 
 use aegis_types::{Handle, ImageName, InstanceId, Mib, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
-use rusqlite::types::FromSql;
 use rusqlite::{Connection, ErrorCode, Row, named_params};
 
 use crate::StoreError;
+use crate::columns::Columns;
 
 /// What is remembered of one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +115,7 @@ impl InstanceRow {
     }
 
     fn read(row: &Row<'_>) -> Result<InstanceRow, StoreError> {
-        let columns = Columns { row, id: row.get("id").unwrap_or_default() };
+        let columns = Columns::of(row, "id");
         Ok(InstanceRow {
             id: columns.parsed("id")?,
             handle: columns.parsed_option("handle")?,
@@ -139,43 +137,5 @@ impl InstanceRow {
             exit_code: columns.get("exit_code")?,
             last_error: columns.get("last_error")?,
         })
-    }
-}
-
-/// Reads columns into their types; a misfit names the row and the column.
-struct Columns<'a> {
-    row: &'a Row<'a>,
-    id: String,
-}
-
-impl Columns<'_> {
-    fn bad(&self, column: &'static str) -> impl Fn(&dyn Display) -> StoreError {
-        let id = self.id.clone();
-        move |reason| StoreError::BadRow { id: id.clone(), column, reason: reason.to_string() }
-    }
-
-    fn get<T: FromSql>(&self, column: &'static str) -> Result<T, StoreError> {
-        self.row.get(column).map_err(|e| self.bad(column)(&e))
-    }
-
-    fn parsed<T: FromStr<Err: Display>>(&self, column: &'static str) -> Result<T, StoreError> {
-        self.get::<String>(column)?.parse().map_err(|e: T::Err| self.bad(column)(&e))
-    }
-
-    fn parsed_option<T: FromStr<Err: Display>>(&self, column: &'static str) -> Result<Option<T>, StoreError> {
-        let text: Option<String> = self.get(column)?;
-        text.map(|text| text.parse().map_err(|e: T::Err| self.bad(column)(&e))).transpose()
-    }
-
-    fn json<T: for<'de> serde::Deserialize<'de>>(&self, column: &'static str) -> Result<T, StoreError> {
-        serde_json::from_str(&self.get::<String>(column)?).map_err(|e| self.bad(column)(&e))
-    }
-
-    fn sized<T, E: Display>(
-        &self,
-        column: &'static str,
-        check: impl Fn(u64) -> Result<T, E>,
-    ) -> Result<T, StoreError> {
-        check(u64::from(self.get::<u32>(column)?)).map_err(|e| self.bad(column)(&e))
     }
 }

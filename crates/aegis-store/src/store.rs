@@ -6,11 +6,11 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::thread;
 
-use aegis_types::InstanceId;
+use aegis_types::{GuestPort, InstanceId};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{InstanceRow, StoreError, schema};
+use crate::{ExposeRow, InstanceRow, StoreError, schema};
 
 /// Calls that wait for the thread; the next caller waits to be let in.
 const QUEUE: usize = 64;
@@ -65,7 +65,7 @@ impl Store {
         self.run(move |connection| row.save(connection)).await
     }
 
-    /// Deletes; a missing row is a success.
+    /// Deletes, with its exposed ports; a missing row is a success.
     ///
     /// # Errors
     /// The file could not be written. Nothing was changed.
@@ -77,6 +77,30 @@ impl Store {
                 .map_err(StoreError::sqlite("delete an instance"))
         })
         .await
+    }
+
+    /// Every exposed port, those of one instance together.
+    ///
+    /// # Errors
+    /// [`StoreError::BadRow`] for a row that cannot be read.
+    pub async fn load_exposes(&self) -> Result<Vec<ExposeRow>, StoreError> {
+        self.run(|connection| ExposeRow::load_all(connection)).await
+    }
+
+    /// Inserts the port of an instance, or replaces what is said about it; durable when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError::NoInstance`], or the file could not be written. Nothing was changed.
+    pub async fn save_expose(&self, row: ExposeRow) -> Result<(), StoreError> {
+        self.run(move |connection| row.save(connection)).await
+    }
+
+    /// Deletes the port of an instance; a missing row is a success.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn delete_expose(&self, instance: InstanceId, guest: GuestPort) -> Result<(), StoreError> {
+        self.run(move |connection| ExposeRow::delete(connection, &instance, guest)).await
     }
 
     /// Closes the file after what was asked for before, which folds its journal into it. Later calls fail.
@@ -113,6 +137,8 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path).map_err(failed)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    // SQLite forgets this with every connection.
+    connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
     let verdict: String =
         connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
     if verdict == "ok" { Ok(connection) } else { Err(corrupt(verdict)) }

@@ -4,9 +4,11 @@
 mod host;
 mod report;
 
+use std::time::Duration;
+
 use aegis_api::DaemonStatus;
 use aegis_client::ClientError;
-use aegis_config::{AcceleratorSetting, Asset, Home, Settings, locate};
+use aegis_config::{AcceleratorSetting, Asset, Home, Setting, Settings, locate};
 
 use self::report::{Check, Report, SettingLine};
 use super::Context;
@@ -130,14 +132,37 @@ async fn check_asset(asset: Asset, label: &'static str, home: &Home, daemon: Opt
 }
 
 fn setting_lines(settings: &Settings) -> Vec<SettingLine> {
-    let Settings { default_memory, default_vcpus, default_image, accelerator, boot_timeout, log } = settings;
-    let seconds = boot_timeout.value.as_secs();
+    let Settings {
+        default_memory,
+        default_vcpus,
+        default_image,
+        accelerator,
+        boot_timeout,
+        log,
+        pause_after,
+        hibernate_after,
+        ram_budget,
+        router_addr,
+        templates,
+        templates_max_mib,
+        templates_max_age,
+    } = settings;
+    let time = |name, setting: &Setting<Duration>| {
+        SettingLine::new(name, ui::duration(setting.value), setting.source)
+    };
     vec![
         SettingLine::new("default_memory_mb", default_memory.value.get(), default_memory.source),
         SettingLine::new("default_cpus", default_vcpus.value.get(), default_vcpus.source),
         SettingLine::new("default_image", &default_image.value, default_image.source),
         SettingLine::new("accelerator", accelerator.value, accelerator.source),
-        SettingLine::new("boot_timeout", format!("{seconds}s"), boot_timeout.source),
+        time("boot_timeout", boot_timeout),
         SettingLine::new("log", &log.value, log.source),
+        time("pause_after", pause_after),
+        time("hibernate_after", hibernate_after),
+        SettingLine::new("ram_budget_mb", ram_budget.value, ram_budget.source),
+        SettingLine::new("router_addr", router_addr.value, router_addr.source),
+        SettingLine::new("templates", templates.value, templates.source),
+        SettingLine::new("templates_max_mb", templates_max_mib.value, templates_max_mib.source),
+        time("templates_max_age", templates_max_age),
     ]
 }

@@ -21,7 +21,13 @@ pub(crate) async fn run(context: &Context, args: Logs) -> Result<(), CliError> {
             Err(error) => Err(explain(&context.client, target, error).await),
         };
     }
-    let query = LogQuery { follow: args.follow, since: args.since, tail: args.tail, exec_id: args.exec_id };
+    let query = LogQuery {
+        follow: args.follow,
+        attach: false,
+        since: args.since,
+        tail: args.tail,
+        exec_id: args.exec_id,
+    };
     let mut entries = match context.client.logs(target, &query).await {
         Ok(entries) => entries,
         Err(error) => return Err(explain(&context.client, target, error).await),

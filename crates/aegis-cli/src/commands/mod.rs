@@ -69,5 +69,6 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> CreateInstance {
         workdir: options.workdir,
         memory_mb: options.memory,
         vcpus: options.cpus,
+        ..CreateInstance::default()
     }
 }

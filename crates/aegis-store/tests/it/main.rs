@@ -4,9 +4,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use aegis_store::{InstanceRow, Store, StoreError};
-use aegis_types::{Handle, ImageName, InstanceId, Mib, Policy, StopReason, Vcpus};
+use aegis_store::{ExposeRow, InstanceRow, Store, StoreError};
+use aegis_types::{
+    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, Mib, Policy, Protocol, PublicPort, RestartPolicy,
+    StopReason, Vcpus,
+};
 use jiff::Timestamp;
 
 fn row(id: u64) -> InstanceRow {
@@ -152,4 +156,126 @@ async fn a_damaged_row_is_an_error_that_names_it() {
     let error = store.load().await.unwrap_err();
     assert!(matches!(&error, StoreError::BadRow { column: "memory_mb", .. }), "{error}");
     assert!(error.to_string().contains("inst-1"), "{error}");
+}
+
+fn expose(instance: u64, guest: u16, public: u16) -> ExposeRow {
+    ExposeRow {
+        instance_id: InstanceId::from_unix_nanos(instance),
+        guest: GuestPort::new(guest).unwrap(),
+        public: PublicPort::new(public).unwrap(),
+        chosen: guest == 80,
+        protocol: if guest == 80 { Protocol::Http } else { Protocol::Grpc },
+    }
+}
+
+#[tokio::test]
+async fn every_policy_survives_a_reopen() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    let policy = Policy {
+        pause_after: Some(Duration::from_millis(1500)),
+        hibernate_after: Some(Duration::ZERO),
+        never_pause: true,
+        no_hibernate: true,
+        max_lifetime: Some(Duration::from_secs(86_400)),
+        restart: RestartPolicy::OnFailure,
+        idle: IdlePolicy::LeasesOnly,
+        ephemeral: false,
+    };
+    let row = InstanceRow { policy, life_began_at: Some(Timestamp::UNIX_EPOCH), ..row(1) };
+    store.save(row.clone()).await.unwrap();
+    drop(store);
+    assert_eq!(loaded(&path).await, [row]);
+}
+
+#[tokio::test]
+async fn exposed_ports_survive_a_reopen_exactly() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    for id in [1, 2] {
+        store.save(row(id)).await.unwrap();
+    }
+    let all = [expose(1, 80, 8080), expose(1, 9000, 65535), expose(2, 80, 8081)];
+    for row in all.iter().rev() {
+        store.save_expose(row.clone()).await.unwrap();
+    }
+    drop(store);
+    assert_eq!(Store::open(&path).unwrap().load_exposes().await.unwrap(), all);
+}
+
+#[tokio::test]
+async fn exposing_again_replaces_and_deleting_is_idempotent() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    store.save(row(1)).await.unwrap();
+    store.save_expose(expose(1, 80, 8080)).await.unwrap();
+    store.save_expose(expose(1, 443, 8443)).await.unwrap();
+    let changed = ExposeRow { chosen: false, protocol: Protocol::Tcp, ..expose(1, 80, 9090) };
+    store.save_expose(changed.clone()).await.unwrap();
+    for _ in 0..2 {
+        store.delete_expose(row(1).id, GuestPort::new(443).unwrap()).await.unwrap();
+    }
+    assert_eq!(store.load_exposes().await.unwrap(), [changed]);
+}
+
+#[tokio::test]
+async fn exposed_ports_go_with_their_instance_and_only_then() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    for id in [1, 2] {
+        store.save(row(id)).await.unwrap();
+        store.save_expose(expose(id, 80, 8080)).await.unwrap();
+    }
+    // A save must not be a deletion in disguise.
+    store.save(InstanceRow { live: false, ..row(1) }).await.unwrap();
+    assert_eq!(store.load_exposes().await.unwrap().len(), 2);
+    store.delete(row(1).id).await.unwrap();
+    assert_eq!(store.load_exposes().await.unwrap(), [expose(2, 80, 8080)]);
+    let error = store.save_expose(expose(1, 80, 8080)).await.unwrap_err();
+    assert!(matches!(&error, StoreError::NoInstance(id) if *id == row(1).id), "{error}");
+}
+
+/// The schema as the first version wrote it.
+const VERSION_1: &str = "
+    CREATE TABLE instances (
+        id TEXT PRIMARY KEY, handle TEXT UNIQUE, image_ref TEXT NOT NULL, command TEXT NOT NULL, env TEXT NOT NULL,
+        workdir TEXT, memory_mb INTEGER NOT NULL, vcpus INTEGER NOT NULL, created_at TEXT NOT NULL,
+        enabled INTEGER NOT NULL, live INTEGER NOT NULL, updated_at TEXT NOT NULL, last_active_at TEXT,
+        stopped_at TEXT, stop_reason TEXT, exit_code INTEGER, last_error TEXT
+    ) STRICT;
+    INSERT INTO instances VALUES ('inst-7', 'old', 'base', '[\"x\"]', '{}', NULL, 512, 1,
+        '2026-01-01T00:00:00Z', 1, 0, '2026-01-02T00:00:00Z', NULL, '2026-01-02T00:00:00Z', 'exited', 3, NULL);
+    PRAGMA user_version = 1;";
+
+#[tokio::test]
+async fn a_file_of_the_first_version_keeps_its_instances_and_takes_ports() {
+    let (_dir, path) = home();
+    rusqlite::Connection::open(&path).unwrap().execute_batch(VERSION_1).unwrap();
+    let store = Store::open(&path).unwrap();
+    let [old] = &store.load().await.unwrap()[..] else { panic!("one row") };
+    assert_eq!((old.handle.as_ref().unwrap().as_str(), old.exit_code), ("old", Some(3)));
+    assert_eq!((&old.policy, old.life_began_at), (&Policy::default(), None));
+    assert_eq!(store.load_exposes().await.unwrap(), []);
+    store.save_expose(expose(7, 80, 8080)).await.unwrap();
+    store.delete(old.id.clone()).await.unwrap();
+    assert_eq!(store.load_exposes().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_damaged_port_is_an_error_that_names_it() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    store.save(row(1)).await.unwrap();
+    store.save_expose(expose(1, 80, 8080)).await.unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    for (change, column) in [
+        ("public_port = 0", "public_port"),
+        ("public_port = 65536", "public_port"),
+        ("public_port = 1, protocol = 'udp'", "protocol"),
+    ] {
+        other.execute(&format!("UPDATE exposes SET {change}"), []).unwrap();
+        let error = store.load_exposes().await.unwrap_err();
+        assert!(matches!(&error, StoreError::BadRow { column: c, .. } if *c == column), "{error}");
+        assert!(error.to_string().contains("inst-1"), "{error}");
+    }
 }

@@ -60,6 +60,7 @@ async fn start_existing(instance: &Instance, request: &CreateInstance) -> Result
 
 async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInstance, ApiError> {
     check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
+    let policy = request.policy().map_err(|e| ApiError::invalid(e.to_string()))?;
     let image = request.image_ref.unwrap_or_else(|| app.settings.default_image.value.clone());
     let (images, wanted) = (app.images.clone(), image.clone());
     let found = task::spawn_blocking(move || {
@@ -78,7 +79,7 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         workdir: request.workdir,
         memory: request.memory_mb.unwrap_or(app.settings.default_memory.value),
         vcpus: request.vcpus.unwrap_or(app.settings.default_vcpus.value),
-        policy: aegis_types::Policy::default(),
+        policy,
         created_at: Timestamp::now(),
     };
     // A task of its own: the log must not stay without an instance when the client goes away.
@@ -104,6 +105,7 @@ fn created(spec: &InstanceSpec, warnings: Vec<String>) -> CreatedInstance {
         command: spec.command.clone(),
         handle: spec.handle.clone(),
         image_ref: spec.image.clone(),
+        endpoints: Vec::new(),
         warnings,
     }
 }

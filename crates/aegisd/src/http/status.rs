@@ -30,5 +30,7 @@ pub(super) async fn status(State(app): State<Shared>) -> axum::Json<DaemonStatus
         accelerator_reason: verdict.map(|verdict| verdict.reason.clone()),
         assets,
         live_vms: u32::try_from(live).unwrap_or(u32::MAX),
+        router: None,
+        ram_budget_mb: None,
     })
 }

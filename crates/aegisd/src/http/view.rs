@@ -1,5 +1,7 @@
 //! Instances as the API shows them. Pure.
 
+use std::time::Duration;
+
 use aegis_api::{InstanceInfo, InstanceSummary};
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Instance, Status};
@@ -44,6 +46,9 @@ fn summary(spec: &InstanceSpec, status: &Status) -> InstanceSummary {
         created_at: spec.created_at,
         updated_at: status.updated_at,
         stopped_at: status.stopped.as_ref().map(|stop| stop.at),
+        last_active_at: status.last_active_at,
+        active_connections: 0,
+        endpoints: Vec::new(),
     }
 }
 
@@ -74,11 +79,36 @@ pub(super) fn info(spec: &InstanceSpec, status: Status, accelerator: Option<Acce
         exit_code,
         last_error,
         boot_ms: ready.as_ref().map(|ready| ready.boot_ms),
+        start_ms: ready.as_ref().map(|ready| ready.boot_ms),
+        start_kind: ready.as_ref().map(|ready| ready.start),
         harness_version: ready.map(|ready| ready.harness_version),
         accelerator,
         confinement: confinement.as_ref().map(confinement_text),
         active_execs: status.active_execs,
+        active_connections: 0,
+        attached: 0,
+        expose_ports: Vec::new(),
+        endpoints: Vec::new(),
+        pause_after_ms: spec.policy.pause_after.map(milliseconds),
+        hibernate_after_ms: spec.policy.hibernate_after.map(milliseconds),
+        never_pause: spec.policy.never_pause,
+        no_hibernate: spec.policy.no_hibernate,
+        max_lifetime_ms: spec.policy.max_lifetime.map(milliseconds),
+        restart: spec.policy.restart,
+        idle_policy: spec.policy.idle,
+        ephemeral: spec.policy.ephemeral,
+        lease_held: false,
+        lease_reason: None,
+        lease_expires_at: None,
+        hibernated_at: stopped_at.filter(|_| status.state == InstanceState::Hibernated),
+        wakes: 0,
+        restarts: 0,
+        crashes: 0,
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn confinement_text(confinement: &Confinement) -> String {
