@@ -21,7 +21,7 @@ use crate::reaper::Reaper;
 use crate::settle::Settled;
 use crate::sys::Sys;
 use crate::tasks::Tasks;
-use crate::{VERSION, boot, exec, shutdown};
+use crate::{VERSION, activity, boot, exec, shutdown, tcp};
 
 /// A host that greets at once is answered before the root is mounted; after this long without a greeting the time
 /// is better spent on the root.
@@ -207,7 +207,14 @@ impl Core {
                 exec::serve(self, stream).await;
                 Ok(())
             }
-            Service::Tcp | Service::Activity => Err("not offered yet".to_owned()),
+            Service::Tcp => {
+                tcp::serve(stream).await;
+                Ok(())
+            }
+            Service::Activity => {
+                activity::serve(&*self.sys, stream).await;
+                Ok(())
+            }
             Service::Logs => self.primary.logs.serve(stream).await.map_err(|e| e.to_string()),
         }
     }

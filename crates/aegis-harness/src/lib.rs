@@ -9,6 +9,7 @@
 //! breaks costs no process anything.
 #![deny(unsafe_code)]
 
+mod activity;
 mod boot;
 mod console;
 mod control;
@@ -28,6 +29,7 @@ mod settle;
 mod shutdown;
 pub mod sys;
 mod tasks;
+mod tcp;
 
 pub use harness::{Harness, SessionEnd};
 

@@ -14,6 +14,7 @@ pub mod host;
 mod line;
 mod mux;
 pub mod rpc;
+pub mod tcp;
 
 use std::io;
 
