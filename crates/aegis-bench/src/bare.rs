@@ -7,7 +7,7 @@ use aegis_link::host;
 use aegis_proto::GENERATION;
 use aegis_proto::hello::Hello;
 use aegis_types::VmSpec;
-use aegis_vmm::{Vm, Vmm as _};
+use aegis_vmm::{Start, Vm, Vmm as _};
 use aegis_vmm_qemu::Qemu;
 
 use crate::BenchError;
@@ -17,7 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Boots once and measures.
 pub(crate) async fn boot(qemu: &Qemu, spec: &VmSpec) -> Result<Duration, BenchError> {
     let start = Instant::now();
-    let vm = qemu.boot(spec).await?;
+    let vm = qemu.boot(spec, Start::Boot).await?;
     let greeted = tokio::time::timeout(DEADLINE, greet(vm.as_ref())).await;
     let took = start.elapsed();
     vm.kill();

@@ -40,10 +40,7 @@ impl Handler for Control {
                 core.begin_shutdown(Duration::from_millis(grace_ms));
                 Ok(Value::Null)
             }
-            PARK => {
-                core.park();
-                Ok(Value::Null)
-            }
+            PARK => park(core).await,
             unknown => Err(RpcError {
                 code: METHOD_NOT_FOUND,
                 message: format!("unknown method `{unknown}`"),
@@ -51,6 +48,16 @@ impl Handler for Control {
             }),
         }
     }
+}
+
+/// What is saved must be complete, and the disks must make sense without the memory: that may be thrown away.
+async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
+    core.ready_to_start().await.map_err(RpcError::failed)?;
+    let sys = Arc::clone(&core.sys);
+    let synced = tokio::task::spawn_blocking(move || sys.sync()).await;
+    synced.map_err(|error| RpcError::failed(format!("cannot write the disks: {error}")))?;
+    core.park();
+    Ok(Value::Null)
 }
 
 async fn run(core: &Arc<Core>, run: Run) -> Result<Value, RpcError> {

@@ -179,10 +179,10 @@ impl Core {
         let new = identity::apply(&*self.sys, hello)?;
         let mut identity = self.identity.lock().expect("no panic while held");
         // Otherwise the files are written when the root becomes ready, before any process can be started.
-        if *self.root.borrow() == Root::Ready {
-            identity::write_files(&*self.sys, &new);
+        if let (Root::Ready, Some(new)) = (&*self.root.borrow(), &new) {
+            identity::write_files(&*self.sys, new);
         }
-        *identity = Some(new);
+        *identity = new;
         Ok(())
     }
 

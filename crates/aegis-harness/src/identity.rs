@@ -11,6 +11,8 @@ use crate::sys::Sys;
 
 /// Longest host name of the kernel, in bytes.
 const HOSTNAME_MAX: usize = 64;
+/// What comes before the name in a hosts file.
+const HOSTS_OWN: &str = "127.0.1.1\t";
 const HOSTNAME_DEFAULT: &str = "aegis";
 
 /// A greeting that must not be answered: the guest would run with a wrong clock or known random numbers.
@@ -31,16 +33,20 @@ pub(crate) struct Identity {
     machine_id: Option<String>,
 }
 
-/// Applies what needs no root file system and returns what does. The seed is overwritten in any case.
+/// Applies what needs no root file system and returns what does: nothing for a guest that becomes a template, which
+/// is nobody yet. The seed is overwritten in any case.
 ///
 /// # Errors
 /// See [`ApplyError`].
-pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Identity, ApplyError> {
+pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Option<Identity>, ApplyError> {
     let seed = std::mem::take(&mut hello.seed).into_bytes();
     let applied = add_seed(sys, &seed);
     wipe(seed);
     applied?;
     sys.set_clock(Duration::from_nanos(hello.time_unix_ns)).map_err(ApplyError::Clock)?;
+    if hello.template {
+        return Ok(None);
+    }
     let identity = Identity {
         hostname: hostname(&hello.hostname),
         machine_id: Some(hello.machine_id.to_ascii_lowercase()).filter(|id| is_machine_id(id)),
@@ -48,7 +54,7 @@ pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Identity, ApplyE
     if let Err(error) = sys.set_hostname(&identity.hostname) {
         warn!("cannot set the host name: {error}");
     }
-    Ok(identity)
+    Ok(Some(identity))
 }
 
 fn add_seed(sys: &dyn Sys, hex: &[u8]) -> Result<(), ApplyError> {
@@ -88,11 +94,22 @@ pub(crate) fn write_files(sys: &dyn Sys, identity: &Identity) {
     if let Some(machine_id) = &identity.machine_id {
         write_changed(sys, Path::new("/etc/machine-id"), &format!("{machine_id}\n"));
     }
-    let hosts = Path::new("/etc/hosts");
-    if !sys.exists(hosts) {
-        let lines = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost\n");
-        write_changed(sys, hosts, &lines);
+    let path = Path::new("/etc/hosts");
+    if !sys.exists(path) || sys.read_file(path).is_ok_and(|old| is_ours(&old)) {
+        write_changed(sys, path, &hosts(name));
     }
+}
+
+/// The hosts file of a machine with this name.
+fn hosts(name: &str) -> String {
+    format!("127.0.0.1\tlocalhost\n{HOSTS_OWN}{name}\n::1\tlocalhost ip6-localhost\n")
+}
+
+/// Whether we wrote this hosts file, for whatever name: a copy of the machine must not keep it.
+fn is_ours(contents: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(contents);
+    let name = text.lines().find_map(|line| line.strip_prefix(HOSTS_OWN));
+    name.is_some_and(|name| text == hosts(name))
 }
 
 /// Unchanged files are left alone: a write costs a copy-up and a journal commit.
@@ -123,5 +140,14 @@ mod tests {
         for bad in [&b"0"[..], b"0g", b"+1", b" 1"] {
             assert_eq!(decode_hex(bad), None);
         }
+    }
+
+    #[test]
+    fn only_an_untouched_hosts_file_is_ours() {
+        assert!(is_ours(hosts("web").as_bytes()));
+        for other in ["", "127.0.1.1\tweb\n", "127.0.0.1\tlocalhost\n"] {
+            assert!(!is_ours(other.as_bytes()), "{other}");
+        }
+        assert!(!is_ours(format!("{}10.0.0.1\tdb\n", hosts("web")).as_bytes()));
     }
 }

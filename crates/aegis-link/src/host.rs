@@ -118,11 +118,12 @@ impl HostLink {
     }
 
     /// Parks the guest: afterwards the VM may be saved, and a later greeting works. The link is over on success
-    /// and on failure.
+    /// and on failure. The carrier that is left has to be kept until the VM is saved: a guest that sees its host go
+    /// would have to open the port again when it is restored.
     ///
     /// # Errors
     /// The guest did not park.
-    pub async fn park(&self) -> Result<(), LinkError> {
+    pub async fn park(&self) -> Result<Box<dyn Carrier>, LinkError> {
         let stream = self.open(Service::Control).await?;
         let (client, _notifications) = rpc::Client::new(stream);
         let parked: Result<(), _> = client.call(control::PARK, &()).await;
@@ -132,7 +133,8 @@ impl HostLink {
         let receiver = self.returned.lock().expect("no panic while held").take();
         let Some(receiver) = receiver else { return Err(LinkError::Ended(LinkEnd::Closed)) };
         let mut carrier = receiver.await.map_err(|_| LinkError::Ended(LinkEnd::Closed))?;
-        wait_for(&mut carrier, |greeting| (greeting == Greeting::Parked).then_some(())).await
+        wait_for(&mut carrier, |greeting| (greeting == Greeting::Parked).then_some(())).await?;
+        Ok(carrier)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use aegis_harness::Harness;
@@ -9,7 +10,7 @@ use aegis_harness::sys::Sys as _;
 use aegis_harness::sys::fake::FakeSys;
 use aegis_proto::worker::CONSOLE_FILE;
 use aegis_types::VmSpec;
-use aegis_vmm::{Capabilities, Carrier, Vm, VmExit, Vmm, VmmError};
+use aegis_vmm::{Capabilities, Carrier, SavedState, Start, StartTimes, Vm, VmExit, Vmm, VmmError};
 use async_trait::async_trait;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,6 +22,7 @@ use crate::{Guest, liar};
 
 /// What a virtio port holds is of this order.
 const PORT_BYTES: usize = 64 << 10;
+const BACKEND: &str = "fake";
 const SIGSTOP: u8 = 19;
 const SIGCONT: u8 = 18;
 
@@ -58,10 +60,13 @@ impl FakeVmm {
 #[async_trait]
 impl Vmm for FakeVmm {
     fn capabilities(&self) -> &Capabilities {
-        &Capabilities { name: "fake", pause: true }
+        &Capabilities { name: BACKEND, pause: true, save: false }
     }
 
-    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
+    async fn boot(&self, spec: &VmSpec, start: Start<'_>) -> Result<Box<dyn Vm>, VmmError> {
+        if start != Start::Boot {
+            return Err(VmmError::Unsupported { backend: BACKEND, what: "restore a VM" });
+        }
         let (guest, number) = self.next();
         let io = |source| VmmError::Io { context: "cannot make the files of the VM".to_owned(), source };
         let remote = Remote::listen(&spec.runtime_dir).map_err(io)?;
@@ -95,6 +100,10 @@ impl Vm for FakeVm {
         None
     }
 
+    async fn started(&self) -> Result<StartTimes, VmmError> {
+        Ok(StartTimes::default())
+    }
+
     async fn connect(&self) -> Result<Box<dyn Carrier>, VmmError> {
         let (host, guest) = duplex(PORT_BYTES);
         self.ports.send(guest).map_err(|_| VmmError::Ended("it is gone".to_owned()))?;
@@ -111,6 +120,10 @@ impl Vm for FakeVm {
         self.machine.signal(SIGCONT);
         self.machine.gate.go_on();
         Ok(())
+    }
+
+    async fn save(&self, _: &Path) -> Result<SavedState, VmmError> {
+        Err(VmmError::Unsupported { backend: BACKEND, what: "save a VM" })
     }
 
     fn kill(&self) {
@@ -217,7 +230,7 @@ impl Machine {
 struct Console(Mutex<(File, Vec<String>)>);
 
 impl Console {
-    fn create(path: &std::path::Path) -> io::Result<Self> {
+    fn create(path: &Path) -> io::Result<Self> {
         Ok(Self(Mutex::new((File::create(path)?, Vec::new()))))
     }
 

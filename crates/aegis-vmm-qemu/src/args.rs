@@ -3,11 +3,14 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use aegis_types::{Accelerator, Disk, DiskFormat, VmSpec};
-use serde_json::json;
+use aegis_types::{Accelerator, Disk, DiskFormat, Ram, VmSpec};
+use serde_json::{Value, json};
 
 /// Name of the guest's serial port that carries the link.
 const PORT: &str = "aegis.ctl";
+
+/// Name of the memory.
+const MEMORY: &str = "ram0";
 
 /// Descriptors that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
@@ -16,10 +19,25 @@ pub(crate) struct Fds {
     pub(crate) link: RawFd,
     /// One end of the QMP connection.
     pub(crate) qmp: RawFd,
+    /// Memory of a template, for [`Ram::Template`].
+    pub(crate) template: Option<RawFd>,
 }
 
-/// Arguments for this VM. `tsc_khz` is the rate of the host's time-stamp counter where the guest has to be told.
-pub(crate) fn arguments(spec: &VmSpec, fds: Fds, tsc_khz: Option<u64>) -> Vec<OsString> {
+/// What the CPUs begin with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Begin {
+    /// The kernel. It is told the rate of the host's time-stamp counter, where it has to be told.
+    Boot {
+        /// The rate.
+        tsc_khz: Option<u64>,
+    },
+    /// Nothing, until a saved state was loaded.
+    Incoming,
+}
+
+/// Arguments for this VM. A machine that is restored has to be the one that was saved: beyond where its memory comes
+/// from and what is on its kernel's command line, nothing may depend on how it begins.
+pub(crate) fn arguments(spec: &VmSpec, fds: Fds, begin: Begin) -> Vec<OsString> {
     let mut args = Arguments(Vec::new());
     // First, so that people recognise the process.
     args.option("-name", Some(spec.vm_id.as_str()));
@@ -32,14 +50,15 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, tsc_khz: Option<u64>) -> Vec<Os
     args.option("-sandbox", Some(sandbox));
     // Memory of several VMs is not merged: a guest could time the merges to read its neighbours.
     let machine = "microvm,acpi=on,isa-serial=on,rtc=on,pit=on,pic=on,mem-merge=off,dump-guest-core=off";
-    args.option("-machine", Some(machine));
+    args.option("-machine", Some(&format!("{machine},memory-backend={MEMORY}")));
+    args.option("-object", Some(&memory(spec, fds.template).to_string()));
     args.option("-accel", Some(spec.accelerator.as_str()));
     args.option("-cpu", Some("max"));
     args.option("-m", Some(&format!("{}M", spec.memory.get())));
     args.option("-smp", Some(&spec.vcpus.get().to_string()));
     args.path("-kernel", spec.kernel.as_os_str());
     args.path("-initrd", spec.initramfs.as_os_str());
-    args.option("-append", Some(&kernel_command_line(spec.accelerator, tsc_khz)));
+    args.option("-append", Some(&kernel_command_line(spec.accelerator, begin)));
     args.option("-chardev", Some(&format!("socket,id=qmp,fd={}", fds.qmp)));
     args.option("-mon", Some("chardev=qmp,mode=control"));
     args.option("-chardev", Some("stdio,id=console,signal=off"));
@@ -53,17 +72,35 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, tsc_khz: Option<u64>) -> Vec<Os
     for (index, disk) in spec.disks.iter().enumerate() {
         args.disk(index, disk);
     }
+    if let Begin::Incoming = begin {
+        // Told later which one, because a setting of the loader comes first.
+        args.option("-incoming", Some("defer"));
+    }
     args.0
 }
 
-fn kernel_command_line(accelerator: Accelerator, tsc_khz: Option<u64>) -> String {
+/// The memory of the guest. Whatever it comes from has the same name, because saved state is found by name.
+fn memory(spec: &VmSpec, template: Option<RawFd>) -> Value {
+    let file = |path: &str, share: bool| json!({"qom-type": "memory-backend-file", "mem-path": path, "share": share});
+    let mut memory = match (&spec.ram, template) {
+        (Ram::File { path }, _) => file(&path.to_string_lossy(), true),
+        // QEMU opens it for writing even for a private mapping; the seals are what keeps it as it is.
+        (Ram::Template, Some(fd)) => file(&format!("/proc/self/fd/{fd}"), false),
+        (Ram::Template, None) | (Ram::Anonymous, _) => json!({"qom-type": "memory-backend-ram"}),
+    };
+    memory["id"] = json!(MEMORY);
+    memory["size"] = json!(u64::from(spec.memory.get()) << 20);
+    memory
+}
+
+fn kernel_command_line(accelerator: Accelerator, begin: Begin) -> String {
     // `panic=-1` and `reboot=t` turn every end of the kernel into a reset, which ends QEMU.
     let mut line = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on".to_owned();
     if accelerator == Accelerator::Tcg {
         // The check counts emulated timer interrupts in real time, and fails on a busy host.
         line.push_str(" no_timer_check");
     }
-    if let Some(khz) = tsc_khz {
+    if let Begin::Boot { tsc_khz: Some(khz) } = begin {
         line.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
     }
     line
@@ -113,7 +150,7 @@ impl Arguments {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use aegis_types::{Mib, Vcpus, VmId};
+    use aegis_types::{Mib, Ram, Vcpus, VmId};
 
     fn spec(accelerator: Accelerator) -> VmSpec {
         let disk = |path: &str, serial: &str, read_only| Disk {
@@ -136,9 +173,19 @@ mod tests {
         }
     }
 
-    fn line(accelerator: Accelerator, tsc_khz: Option<u64>) -> String {
-        let args = arguments(&spec(accelerator), Fds { link: 7, qmp: 9 }, tsc_khz);
+    const FDS: Fds = Fds { link: 7, qmp: 9, template: None };
+
+    fn lines(args: Vec<OsString>) -> String {
         args.into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>().join("\n")
+    }
+
+    fn line(accelerator: Accelerator, tsc_khz: Option<u64>) -> String {
+        lines(arguments(&spec(accelerator), FDS, Begin::Boot { tsc_khz }))
+    }
+
+    /// Every JSON argument.
+    fn objects(line: &str) -> Vec<Value> {
+        line.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
     #[test]
@@ -166,8 +213,7 @@ mod tests {
     #[test]
     fn disk_formats_are_stated_and_paths_are_quoted() {
         let line = line(Accelerator::Tcg, None);
-        let objects: Vec<serde_json::Value> =
-            line.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).unwrap()).collect();
+        let objects = objects(&line).split_off(1);
         assert_eq!(objects.len(), 6);
         assert_eq!(
             (&objects[0]["filename"], &objects[0]["read-only"]),
@@ -178,5 +224,38 @@ mod tests {
         assert_eq!((&objects[3]["read-only"], &objects[3]["discard"]), (&json!(false), &json!("unmap")));
         assert_eq!(&objects[4]["read-only"], &json!(false));
         assert_eq!(&objects[5]["serial"], &json!("upper"));
+    }
+
+    #[test]
+    fn machines_differ_in_their_memory_only() {
+        let path = "/home/a,b=\"c\"/ram";
+        let with = |ram: Ram, template, begin| {
+            lines(arguments(&VmSpec { ram, ..spec(Accelerator::Tcg) }, Fds { template, ..FDS }, begin))
+        };
+        let boot = Begin::Boot { tsc_khz: None };
+        let anonymous = with(Ram::Anonymous, None, boot);
+        let file = with(Ram::File { path: path.into() }, None, boot);
+        let template = with(Ram::Template, Some(5), boot);
+        let size = 256 << 20;
+        assert_eq!(
+            objects(&anonymous)[0],
+            json!({"qom-type": "memory-backend-ram", "id": "ram0", "size": size})
+        );
+        assert_eq!(
+            objects(&file)[0],
+            json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": path, "share": true})
+        );
+        assert_eq!(
+            objects(&template)[0],
+            json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": "/proc/self/fd/5", "share": false})
+        );
+        let rest = |line: &str| {
+            line.lines().filter(|l| !l.contains("qom-type")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(rest(&anonymous), rest(&file));
+        assert_eq!(rest(&anonymous), rest(&template));
+        assert!(anonymous.contains(",mem-merge=off,dump-guest-core=off,memory-backend=ram0\n"));
+        let restored = with(Ram::File { path: path.into() }, None, Begin::Incoming);
+        assert_eq!(restored, format!("{file}\n-incoming\ndefer"));
     }
 }

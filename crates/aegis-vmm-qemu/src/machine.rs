@@ -2,40 +2,53 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aegis_types::VmSpec;
-use aegis_vmm::{Carrier, Vm, VmExit, VmmError};
+use aegis_vmm::{Carrier, SavedState, StartTimes, Vm, VmExit, VmmError};
 use async_trait::async_trait;
-use rustix::fs::{Mode, OFlags};
+use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::args::{self, Fds};
 use crate::console::{Log, Tail, pump};
-use crate::qmp::{self, QmpError, Shutdown};
-use crate::sys;
+use crate::directory::Directory;
+use crate::qmp::{self, Event, QmpError, Shutdown};
+use crate::{save, sys};
 
 /// Socket of the guest link in the runtime directory.
 const LINK_SOCKET: &str = "link.sock";
 /// From the start of the process to its readiness for QMP: it has loaded the kernel by then.
 const START_DEADLINE: Duration = Duration::from_secs(20);
+/// For reading a saved state of a few dozen kilobytes.
+const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 /// For what is left in the pipes of a process that has ended.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What a machine begins with, everything at hand.
+pub(crate) enum Begin {
+    /// The kernel, which is told the rate of the time-stamp counter if there is one.
+    Boot { tsc_khz: Option<u64> },
+    /// The saved state in this file.
+    Restore { state: OwnedFd },
+}
 
 /// A QEMU process. Dropping it kills the process and removes its socket.
 pub(crate) struct Machine {
     pid: Option<u32>,
     socket: LinkSocket,
     qmp: qmp::Client,
+    observed: Arc<watch::Sender<Observed>>,
+    started: watch::Receiver<Option<StartTimes>>,
     console: Tail,
     kill: watch::Sender<bool>,
     exit: watch::Receiver<Option<VmExit>>,
@@ -43,7 +56,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) async fn start(spec: &VmSpec, tsc_khz: Option<u64>) -> Result<Self, VmmError> {
+    /// Starts the process. `template` is the memory for [`aegis_types::Ram::Template`].
+    pub(crate) fn start(spec: &VmSpec, template: Option<&OwnedFd>, begin: Begin) -> Result<Self, VmmError> {
         let io =
             |what: &'static str| move |source| VmmError::Io { context: format!("cannot {what}"), source };
         let (socket, listener) = LinkSocket::bind(spec).map_err(io("make the socket of the guest link"))?;
@@ -53,10 +67,24 @@ impl Machine {
         let log = Log::open(&spec.runtime_dir).map_err(io("open the console log"))?;
 
         let (listener, theirs) = (OwnedFd::from(listener), OwnedFd::from(theirs));
-        let fds = Fds { link: listener.as_raw_fd(), qmp: theirs.as_raw_fd() };
+        let fds = Fds {
+            link: listener.as_raw_fd(),
+            qmp: theirs.as_raw_fd(),
+            template: template.map(|fd| fd.as_raw_fd()),
+        };
+        // The directory is for saving: QEMU reaches a socket through it, as we do.
+        let mut inherited = vec![&listener, &theirs, socket.directory.fd()];
+        inherited.extend(template);
+        let (arguments, incoming) = match &begin {
+            Begin::Boot { tsc_khz } => (args::Begin::Boot { tsc_khz: *tsc_khz }, None),
+            Begin::Restore { state } => {
+                inherited.push(state);
+                (args::Begin::Incoming, Some(state.as_raw_fd()))
+            }
+        };
         let mut command = Command::new(&spec.vmm_path);
         command
-            .args(args::arguments(spec, fds, tsc_khz))
+            .args(args::arguments(spec, fds, arguments))
             // Nothing of our environment is QEMU's business.
             .env_clear()
             .current_dir("/")
@@ -64,34 +92,104 @@ impl Machine {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        sys::inherit(&mut command, &[&listener, &theirs]);
+        sys::inherit(&mut command, &inherited);
+        let spawned = Instant::now();
         let child = command
             .spawn()
             .map_err(|source| VmmError::Spawn { program: spec.vmm_path.display().to_string(), source })?;
         // From here on only QEMU holds them, so that they end with it.
-        drop((listener, theirs));
+        drop((listener, theirs, begin));
 
         let pid = child.id();
         let (qmp, connection, ready) = qmp::connect(ours);
+        let observed = Arc::new(watch::Sender::default());
         let console = Tail::default();
         let (kill, killed) = watch::channel(false);
         let (exit_tx, exit) = watch::channel(None);
-        let process = Process { child, console: console.clone(), log, killed };
+        let (started_tx, started) = watch::channel(None);
+        let opening = Opening { spawned, qmp: qmp.clone(), ready, incoming, resumed: observed.subscribe() };
+        let process = Process {
+            child,
+            console: console.clone(),
+            log,
+            killed,
+            observed: Arc::clone(&observed),
+            started: started_tx,
+        };
         let supervisor = tokio::spawn(async move {
             // Nobody left to tell is no reason to do anything else.
-            let _ = exit_tx.send(Some(process.supervise(connection).await));
+            let _ = exit_tx.send(Some(process.supervise(connection, opening).await));
         });
-        let machine = Self { pid, socket, qmp, console, kill, exit, supervisor };
-        tokio::select! {
-            biased;
-            Ok(()) = ready => Ok(machine),
-            exit = machine.exited() => Err(VmmError::Ended(describe(exit))),
-            () = tokio::time::sleep(START_DEADLINE) => {
-                machine.kill();
-                machine.exited().await;
-                let timeout_ms = u64::try_from(START_DEADLINE.as_millis()).expect("a small constant");
-                Err(VmmError::Timeout { command: "the first request".to_owned(), timeout_ms })
-            }
+        Ok(Self { pid, socket, qmp, observed, started, console, kill, exit, supervisor })
+    }
+}
+
+/// What a process has told unasked.
+#[derive(Debug, Default)]
+pub(crate) struct Observed {
+    /// The CPUs have been started.
+    resumed: bool,
+    /// The state of the last migration in QEMU's words.
+    pub(crate) migration: Option<String>,
+}
+
+/// The first talk with a new process.
+struct Opening {
+    spawned: Instant,
+    qmp: qmp::Client,
+    ready: oneshot::Receiver<()>,
+    /// Descriptor of the saved state in the process.
+    incoming: Option<RawFd>,
+    resumed: watch::Receiver<Observed>,
+}
+
+impl Opening {
+    /// Until the CPUs run.
+    async fn talk(mut self) -> Result<StartTimes, VmmError> {
+        let Some(fd) = self.incoming else {
+            let vmm = within(START_DEADLINE, "the first request", self.vmm_ready()).await?;
+            return Ok(StartTimes { vmm, load: Duration::ZERO });
+        };
+        // Asked at once, so that nothing waits for an answer.
+        let qmp = self.qmp.clone();
+        let asked = async {
+            tokio::try_join!(
+                qmp.execute_with(
+                    "migrate-set-capabilities",
+                    json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]}),
+                ),
+                qmp.execute_with("migrate-incoming", json!({"uri": format!("fd:{fd}")})),
+            )
+        };
+        let answered = async { tokio::try_join!(self.vmm_ready(), asked) };
+        let (vmm, _) = within(START_DEADLINE, "the first request", answered).await?;
+        // A state that cannot be loaded ends QEMU, which gives the reason.
+        let resumed = async {
+            becomes(&mut self.resumed, |observed| observed.resumed).await;
+            Ok(self.spawned.elapsed().saturating_sub(vmm))
+        };
+        let load = within(LOAD_DEADLINE, "migrate-incoming", resumed).await?;
+        Ok(StartTimes { vmm, load })
+    }
+
+    async fn vmm_ready(&mut self) -> Result<Duration, VmmError> {
+        match (&mut self.ready).await {
+            Ok(()) => Ok(self.spawned.elapsed()),
+            Err(_) => Err(VmmError::Ended("it closed the QMP connection".to_owned())),
+        }
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    command: &str,
+    what: impl Future<Output = Result<T, VmmError>>,
+) -> Result<T, VmmError> {
+    match tokio::time::timeout(limit, what).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let timeout_ms = u64::try_from(limit.as_millis()).expect("a small constant");
+            Err(VmmError::Timeout { command: command.to_owned(), timeout_ms })
         }
     }
 }
@@ -111,6 +209,15 @@ impl Vm for Machine {
         self.pid.filter(|_| self.exit.borrow().is_none())
     }
 
+    async fn started(&self) -> Result<StartTimes, VmmError> {
+        let mut started = self.started.clone();
+        tokio::select! {
+            biased;
+            Ok(times) = started.wait_for(Option::is_some) => Ok(times.expect("waited for")),
+            exit = self.exited() => Err(VmmError::Ended(describe(exit))),
+        }
+    }
+
     async fn connect(&self) -> Result<Box<dyn Carrier>, VmmError> {
         match UnixStream::connect(self.socket.path()).await {
             Ok(stream) => Ok(Box::new(stream)),
@@ -126,6 +233,10 @@ impl Vm for Machine {
 
     async fn resume(&self) -> Result<(), VmmError> {
         self.qmp.execute("cont").await
+    }
+
+    async fn save(&self, state: &Path) -> Result<SavedState, VmmError> {
+        save::save(&self.qmp, &self.observed, &self.socket.directory, state).await
     }
 
     fn kill(&self) {
@@ -153,29 +264,21 @@ impl Drop for Machine {
     }
 }
 
-/// The path of the link socket, removed with its owner.
+/// The link socket, removed with its owner.
 struct LinkSocket {
-    /// Sockets are reached through this descriptor, because their paths are limited to 108 bytes.
-    directory: OwnedFd,
+    directory: Directory,
     path: PathBuf,
 }
 
 impl LinkSocket {
     fn bind(spec: &VmSpec) -> io::Result<(Self, UnixListener)> {
-        let path = spec.runtime_dir.join(LINK_SOCKET);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&spec.runtime_dir, flags, Mode::empty())?;
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let socket = Self { directory, path };
-        let listener = UnixListener::bind(socket.path())?;
-        Ok((socket, listener))
+        let directory = Directory::open(&spec.runtime_dir)?;
+        let listener = directory.listen(LINK_SOCKET)?;
+        Ok((Self { directory, path: spec.runtime_dir.join(LINK_SOCKET) }, listener))
     }
 
     fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/{LINK_SOCKET}", self.directory.as_raw_fd()).into()
+        self.directory.reach(LINK_SOCKET)
     }
 }
 
@@ -192,25 +295,46 @@ struct Process {
     console: Tail,
     log: Log,
     killed: watch::Receiver<bool>,
+    observed: Arc<watch::Sender<Observed>>,
+    started: watch::Sender<Option<StartTimes>>,
 }
 
 impl Process {
-    /// Serves the process until it has ended and was reaped.
-    async fn supervise(mut self, connection: qmp::Connection<UnixStream>) -> VmExit {
+    /// Serves the process until it has ended and was reaped. One that does not start is ended.
+    async fn supervise(mut self, connection: qmp::Connection<UnixStream>, opening: Opening) -> VmExit {
         let stdout = self.child.stdout.take().expect("piped");
         let stderr = self.child.stderr.take().expect("piped");
         let errors = Tail::default();
         let shutdown: Arc<Mutex<Option<Shutdown>>> = Arc::default();
-        let (violation_tx, mut violation) = watch::channel::<Option<String>>(None);
+        let (broken_tx, mut broken) = watch::channel::<Option<String>>(None);
 
         let qmp = async {
-            let record = |s| *shutdown.lock().expect("no panic while held") = Some(s);
+            let record = |event| match event {
+                Event::Shutdown(cause) => *shutdown.lock().expect("no panic while held") = Some(cause),
+                Event::Resumed => self.observed.send_modify(|observed| observed.resumed = true),
+                Event::Migration(status) => {
+                    self.observed.send_modify(|observed| observed.migration = Some(status));
+                }
+            };
             if let Err(e @ QmpError::Violation(_)) = connection.drive(record).await {
-                violation_tx.send_replace(Some(e.to_string()));
+                broken_tx.send_replace(Some(e.to_string()));
+            }
+        };
+        let opening = async {
+            match opening.talk().await {
+                Ok(times) => drop(self.started.send_replace(Some(times))),
+                // Its own end says more.
+                Err(VmmError::Ended(_)) => {}
+                Err(e) => drop(broken_tx.send_replace(Some(e.to_string()))),
             }
         };
         let outputs = async {
-            tokio::join!(pump(stdout, self.console, Some(self.log)), pump(stderr, errors.clone(), None), qmp)
+            tokio::join!(
+                pump(stdout, self.console, Some(self.log)),
+                pump(stderr, errors.clone(), None),
+                qmp,
+                opening,
+            )
         };
         let mut outputs = pin!(outputs);
         let mut drained = false;
@@ -222,7 +346,7 @@ impl Process {
                     continue;
                 }
                 () = becomes(&mut self.killed, |&killed| killed) => {}
-                () = becomes(&mut violation, Option::is_some) => {}
+                () = becomes(&mut broken, Option::is_some) => {}
             }
             // Failing means that it has ended by itself.
             let _ = self.child.start_kill();
@@ -232,8 +356,8 @@ impl Process {
             // The pipes end with the process; the deadline is for one that gave them away.
             let _ = tokio::time::timeout(DRAIN_DEADLINE, outputs).await;
         }
-        if let Some(violation) = violation.borrow().clone() {
-            return VmExit::Died(violation);
+        if let Some(why) = broken.borrow().clone() {
+            return VmExit::Died(why);
         }
         let shutdown = shutdown.lock().expect("no panic while held").take();
         judge(&status, shutdown, *self.killed.borrow(), &errors.lines())
@@ -241,7 +365,7 @@ impl Process {
 }
 
 /// Waits until a value is as wanted; forever if its sender goes before.
-async fn becomes<T>(value: &mut watch::Receiver<T>, wanted: impl FnMut(&T) -> bool) {
+pub(crate) async fn becomes<T>(value: &mut watch::Receiver<T>, wanted: impl FnMut(&T) -> bool) {
     if value.wait_for(wanted).await.is_err() {
         std::future::pending().await
     }

@@ -42,10 +42,22 @@ pub(crate) struct Shutdown {
     pub(crate) reason: String,
 }
 
-type Reply = oneshot::Sender<Result<(), String>>;
+/// What QEMU tells unasked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It is about to end.
+    Shutdown(Shutdown),
+    /// The CPUs run.
+    Resumed,
+    /// The state of a migration, which is what saving and restoring are, in QEMU's words.
+    Migration(String),
+}
+
+type Reply = oneshot::Sender<Result<Value, String>>;
 
 struct Call {
     command: &'static str,
+    arguments: Option<Value>,
     reply: Reply,
 }
 
@@ -56,12 +68,31 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Carries out a command that has no arguments and no result.
+    /// Carries out a command that has no arguments, and whose result does not matter.
     pub(crate) async fn execute(&self, command: &'static str) -> Result<(), VmmError> {
+        self.call(command, None).await.map(drop)
+    }
+
+    /// Carries out a command with arguments. Commands of several futures that are polled together are sent together
+    /// and carried out in their order.
+    pub(crate) async fn execute_with(
+        &self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<Value, VmmError> {
+        self.call(command, Some(arguments)).await
+    }
+
+    /// Asks for something.
+    pub(crate) async fn query(&self, command: &'static str) -> Result<Value, VmmError> {
+        self.call(command, None).await
+    }
+
+    async fn call(&self, command: &'static str, arguments: Option<Value>) -> Result<Value, VmmError> {
         let ended = || VmmError::Ended(format!("no answer to `{command}`"));
         let call = async {
             let (reply, answer) = oneshot::channel();
-            self.calls.send(Call { command, reply }).await.map_err(|_| ended())?;
+            self.calls.send(Call { command, arguments, reply }).await.map_err(|_| ended())?;
             answer.await.map_err(|_| ended())
         };
         match tokio::time::timeout(DEADLINE, call).await {
@@ -80,6 +111,8 @@ impl Client {
 pub(crate) struct Connection<S> {
     stream: S,
     calls: mpsc::Receiver<Call>,
+    /// QEMU has introduced itself, and the handshake was sent: it carries out in order whatever comes after it.
+    greeted: bool,
     ready: Option<oneshot::Sender<()>>,
     pending: HashMap<u64, Reply>,
     next_id: u64,
@@ -93,6 +126,7 @@ pub(crate) fn connect<S>(stream: S) -> (Client, Connection<S>, oneshot::Receiver
     let connection = Connection {
         stream,
         calls,
+        greeted: false,
         ready: Some(ready_tx),
         pending: HashMap::new(),
         next_id: 1,
@@ -119,31 +153,37 @@ struct Refusal {
     desc: String,
 }
 
+/// Data of the event of the same name.
+#[derive(Deserialize)]
+struct Migration {
+    status: String,
+}
+
 /// Id of the command that ends the handshake.
 const HANDSHAKE: u64 = 0;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Moves commands and answers until QEMU closes the connection. Calls that are open then fail.
-    pub(crate) async fn drive(mut self, mut on_shutdown: impl FnMut(Shutdown)) -> Result<(), QmpError> {
+    pub(crate) async fn drive(mut self, mut on_event: impl FnMut(Event)) -> Result<(), QmpError> {
         loop {
             tokio::select! {
-                // Commands wait until the handshake is over.
-                call = self.calls.recv(), if self.ready.is_none() => match call {
+                // Commands wait for the handshake.
+                call = self.calls.recv(), if self.greeted => match call {
                     Some(call) => self.send_call(call).await?,
                     // Events still matter when nobody will give a command any more.
-                    None => return self.listen(on_shutdown).await,
+                    None => return self.listen(on_event).await,
                 },
                 line = next_line(&mut self.stream, &mut self.received) => match line? {
-                    Some(line) => self.receive(&line, &mut on_shutdown).await?,
+                    Some(line) => self.receive(&line, &mut on_event).await?,
                     None => return Ok(()),
                 },
             }
         }
     }
 
-    async fn listen(mut self, mut on_shutdown: impl FnMut(Shutdown)) -> Result<(), QmpError> {
+    async fn listen(mut self, mut on_event: impl FnMut(Event)) -> Result<(), QmpError> {
         while let Some(line) = next_line(&mut self.stream, &mut self.received).await? {
-            self.receive(&line, &mut on_shutdown).await?;
+            self.receive(&line, &mut on_event).await?;
         }
         Ok(())
     }
@@ -154,27 +194,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // Callers that gave up leave nothing behind.
         self.pending.retain(|_, reply| !reply.is_closed());
         self.pending.insert(id, call.reply);
-        self.send(id, call.command).await
+        self.send(id, call.command, call.arguments).await
     }
 
-    async fn send(&mut self, id: u64, command: &str) -> io::Result<()> {
-        let line = format!("{}\n", json!({"execute": command, "id": id}));
+    async fn send(&mut self, id: u64, command: &str, arguments: Option<Value>) -> io::Result<()> {
+        let mut message = json!({"execute": command, "id": id});
+        if let Some(arguments) = arguments {
+            message["arguments"] = arguments;
+        }
+        let line = format!("{message}\n");
         self.stream.write_all(line.as_bytes()).await?;
         self.stream.flush().await
     }
 
-    async fn receive(&mut self, line: &[u8], on_shutdown: &mut impl FnMut(Shutdown)) -> Result<(), QmpError> {
+    async fn receive(&mut self, line: &[u8], on_event: &mut impl FnMut(Event)) -> Result<(), QmpError> {
         let line: Line = serde_json::from_slice(line).map_err(|e| QmpError::Violation(e.to_string()))?;
         match line {
-            Line { greeting: Some(_), .. } if self.ready.is_some() => {
-                self.send(HANDSHAKE, "qmp_capabilities").await?;
+            Line { greeting: Some(_), .. } if !self.greeted => {
+                self.greeted = true;
+                self.send(HANDSHAKE, "qmp_capabilities", None).await?;
             }
             Line { event: Some(event), data, .. } => {
-                if event == "SHUTDOWN" {
-                    let data = data.unwrap_or_default();
-                    let shutdown =
-                        serde_json::from_value(data).map_err(|e| QmpError::Violation(e.to_string()))?;
-                    on_shutdown(shutdown);
+                if let Some(event) = known_event(&event, data.unwrap_or_default())? {
+                    on_event(event);
                 }
             }
             Line { id: Some(HANDSHAKE), result: Some(_), .. } => {
@@ -184,18 +226,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             }
             Line { id: Some(id), error: Some(refusal), .. } => self.answer(id, Err(refusal.desc)),
-            Line { id: Some(id), result: Some(_), .. } => self.answer(id, Ok(())),
+            Line { id: Some(id), result: Some(result), .. } => self.answer(id, Ok(result)),
             other => return Err(QmpError::Violation(format!("unexpected message {other:?}"))),
         }
         Ok(())
     }
 
-    fn answer(&mut self, id: u64, outcome: Result<(), String>) {
+    fn answer(&mut self, id: u64, outcome: Result<Value, String>) {
         // An answer that nobody waits for any more is nobody's business.
         if let Some(reply) = self.pending.remove(&id) {
             let _ = reply.send(outcome);
         }
     }
+}
+
+/// The event, if it matters to us.
+fn known_event(name: &str, data: Value) -> Result<Option<Event>, QmpError> {
+    let malformed = |e: serde_json::Error| QmpError::Violation(e.to_string());
+    Ok(match name {
+        "SHUTDOWN" => Some(Event::Shutdown(serde_json::from_value(data).map_err(malformed)?)),
+        "RESUME" => Some(Event::Resumed),
+        "MIGRATION" => {
+            let Migration { status } = serde_json::from_value(data).map_err(malformed)?;
+            Some(Event::Migration(status))
+        }
+        _ => None,
+    })
 }
 
 /// The next line without its newline; `None` at the end. Cancel-safe: what was read stays in `received`.
@@ -229,15 +285,15 @@ mod tests {
     use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
     use tokio::task::JoinHandle;
 
-    type Driven = JoinHandle<(Result<(), QmpError>, Vec<Shutdown>)>;
+    type Driven = JoinHandle<(Result<(), QmpError>, Vec<Event>)>;
 
     fn start() -> (Client, BufReader<DuplexStream>, oneshot::Receiver<()>, Driven) {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (client, connection, ready) = connect(ours);
         let driven = tokio::spawn(async move {
-            let mut shutdowns = Vec::new();
-            let end = connection.drive(|s| shutdowns.push(s)).await;
-            (end, shutdowns)
+            let mut events = Vec::new();
+            let end = connection.drive(|event| events.push(event)).await;
+            (end, events)
         });
         (client, BufReader::new(theirs), ready, driven)
     }
@@ -291,9 +347,43 @@ mod tests {
         )
         .await;
         drop(qemu);
-        let (end, shutdowns) = driven.await.unwrap();
+        let (end, events) = driven.await.unwrap();
         assert!(end.is_ok());
-        assert_eq!(shutdowns, [Shutdown { guest: true, reason: "guest-reset".into() }]);
+        let shutdown = Shutdown { guest: true, reason: "guest-reset".into() };
+        assert_eq!(events, [Event::Shutdown(shutdown)]);
+    }
+
+    #[tokio::test]
+    async fn commands_follow_the_handshake_at_once_and_in_order() {
+        let (client, mut qemu, _ready, driven) = start();
+        let calls = async {
+            tokio::try_join!(
+                client.execute_with("migrate-incoming", json!({"uri": "fd:5"})),
+                client.query("query-status"),
+            )
+        };
+        let peer = async {
+            write(&mut qemu, "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").await;
+            // Nothing is answered before everything was asked.
+            assert_eq!(read(&mut qemu).await, "{\"execute\":\"qmp_capabilities\",\"id\":0}\n");
+            let incoming: Value = serde_json::from_str(&read(&mut qemu).await).unwrap();
+            assert_eq!(incoming["arguments"], json!({"uri": "fd:5"}));
+            let status: Value = serde_json::from_str(&read(&mut qemu).await).unwrap();
+            assert_eq!((&status["execute"], status.get("arguments")), (&json!("query-status"), None));
+            write(&mut qemu, "{\"return\": {}, \"id\": 0}\r\n{\"return\": {}, \"id\": 1}\r\n").await;
+            write(&mut qemu, "{\"return\": {\"running\": true}, \"id\": 2}\r\n").await;
+        };
+        let (answers, ()) = tokio::join!(calls, peer);
+        assert_eq!(answers.unwrap().1, json!({"running": true}));
+        for event in [
+            r#"{"event": "MIGRATION", "data": {"status": "completed"}}"#,
+            r#"{"event": "RESUME"}"#,
+            r#"{"event": "STOP"}"#,
+        ] {
+            write(&mut qemu, &format!("{event}\r\n")).await;
+        }
+        drop((client, qemu));
+        assert_eq!(driven.await.unwrap().1, [Event::Migration("completed".into()), Event::Resumed]);
     }
 
     #[tokio::test]

@@ -6,17 +6,29 @@ use std::time::Duration;
 use aegis_link::host::HostLink;
 use aegis_proto::hello::Welcome;
 use aegis_proto::worker::{BootFailure, WorkerConfig};
-use aegis_vmm::{Vm, VmExit, Vmm, VmmError};
+use aegis_types::VmSpec;
+use aegis_vmm::{Start, StartTimes, Vm, VmExit, Vmm, VmmError};
 use tokio::time::{Instant, timeout_at};
 
 use crate::guest::{self, GreetError};
+use crate::memory;
 
 /// A VM whose harness answered.
 pub(crate) struct Up {
     pub(crate) vm: Box<dyn Vm>,
     pub(crate) link: HostLink,
     pub(crate) welcome: Welcome,
+    pub(crate) times: StartTimes,
     pub(crate) took: Duration,
+}
+
+/// What to start, and from what.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan<'a> {
+    pub(crate) vm: &'a VmSpec,
+    pub(crate) start: Start<'a>,
+    /// From the start of the VMM to the guest's answer.
+    pub(crate) limit: Duration,
 }
 
 /// How an attempt ended.
@@ -31,19 +43,25 @@ pub(crate) enum Attempt<T> {
     Interrupted(T),
 }
 
-/// Starts the VMM and greets the guest within the boot timeout of the configuration. The VMM is reaped unless
-/// the attempt succeeds. `started` learns the VMM's process id; `interrupt` ends the attempt.
+/// Starts the VMM and greets the guest. The VMM is reaped unless the attempt succeeds. `started` learns the VMM's
+/// process id; `interrupt` ends the attempt.
 pub(crate) async fn attempt<T>(
     vmm: &dyn Vmm,
     config: &WorkerConfig,
+    plan: Plan<'_>,
     started: impl FnOnce(Option<u32>),
     interrupt: impl Future<Output = T>,
 ) -> Attempt<T> {
+    let Plan { vm: spec, start: from, limit } = plan;
+    if vmm.capabilities().save
+        && let Err(e) = prepare_memory(spec, from)
+    {
+        return failed(message_of(&e), Vec::new(), false);
+    }
     let start = Instant::now();
-    let limit = Duration::from_millis(config.boot_timeout_ms);
     let deadline = start + limit;
     // Not interrupted: the VMM could not be reaped then, and it starts or fails within moments.
-    let vm = match timeout_at(deadline, vmm.boot(&config.vm)).await {
+    let vm = match timeout_at(deadline, vmm.boot(spec, from)).await {
         Ok(Ok(vm)) => vm,
         Ok(Err(e)) => return failed(message_of(&e), Vec::new(), may_pass(&e)),
         Err(_) => {
@@ -51,23 +69,34 @@ pub(crate) async fn attempt<T>(
         }
     };
     started(vm.pid());
+    // Greeted while it starts: a restored guest finds the greeting when its CPUs begin to run.
+    let up = async { tokio::join!(vm.started(), guest::greet(vm.as_ref(), config)) };
     let outcome = tokio::select! {
-        greeted = timeout_at(deadline, guest::greet(vm.as_ref(), config)) => Ok(greeted),
+        greeted = timeout_at(deadline, up) => Ok(greeted),
         exit = vm.exited() => Err(Ok(exit)),
         event = interrupt => Err(Err(event)),
     };
     let message = match outcome {
-        Ok(Ok(Ok((link, welcome)))) => return Attempt::Up(Up { vm, link, welcome, took: start.elapsed() }),
+        Ok(Ok((Ok(times), Ok((link, welcome))))) => {
+            return Attempt::Up(Up { vm, link, welcome, times, took: start.elapsed() });
+        }
         Err(Err(event)) => {
             reap(vm.as_ref()).await;
             return Attempt::Interrupted(event);
         }
         Err(Ok(exit)) => end_message(exit),
         // A VMM that is ending closes the link a moment before: then its own end says more.
-        Ok(Ok(Err(e))) => match timeout_at(deadline.min(Instant::now() + ENDING), vm.exited()).await {
-            Ok(exit) => end_message(exit),
-            Err(_) => greet_message(&e),
-        },
+        Ok(Ok((started, greeted))) => {
+            match (timeout_at(deadline.min(Instant::now() + ENDING), vm.exited()).await, started, greeted) {
+                (Ok(exit), ..) => end_message(exit),
+                (Err(_), Err(e), _) => message_of(&e),
+                (Err(_), _, Err(e)) => greet_message(&e),
+                (Err(_), Ok(_), Ok(_)) => unreachable!("that is success"),
+            }
+        }
+        Ok(Err(_)) if from != Start::Boot => {
+            format!("the restored guest did not answer within {}", seconds(limit))
+        }
         Ok(Err(_)) if vm.console_tail().is_empty() => {
             format!("the guest did not answer within {} and its console is empty", seconds(limit))
         }
@@ -78,6 +107,13 @@ pub(crate) async fn attempt<T>(
     reap(vm.as_ref()).await;
     // Read after the end, so that the last words are in it.
     failed(message, vm.console_tail(), true)
+}
+
+fn prepare_memory(vm: &VmSpec, start: Start<'_>) -> Result<(), VmmError> {
+    match start {
+        Start::Boot => memory::fresh(vm),
+        Start::Restore { .. } => memory::kept(vm),
+    }
 }
 
 /// Time between the end of the link and the end of the VMM when both have one cause.

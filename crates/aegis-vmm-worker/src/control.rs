@@ -9,7 +9,7 @@ use std::time::Duration;
 use aegis_link::rpc::{self, Handler};
 use aegis_proto::jsonrpc::{METHOD_NOT_FOUND, Message, RpcError, parse_params};
 use aegis_proto::worker::{
-    BootFailure, Confinement, EXITED, PAUSE, RESUME, STATUS, STOP, Stop, WAIT_READY, WorkerStatus,
+    BootFailure, Confinement, EXITED, HIBERNATE, PAUSE, RESUME, STATUS, STOP, Stop, WAIT_READY, WorkerStatus,
 };
 use rustix::net::SocketFlags;
 use serde_json::{Value, json};
@@ -163,6 +163,7 @@ impl Handler for Methods {
             STATUS => Ok(self.status()),
             PAUSE => self.request(Request::Pause).await,
             RESUME => self.request(Request::Resume).await,
+            HIBERNATE => self.request(Request::Hibernate).await,
             STOP => {
                 let Stop { grace_ms } = parse_params(params)?;
                 let grace = Duration::from_millis(grace_ms);

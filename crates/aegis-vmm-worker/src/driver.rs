@@ -6,18 +6,22 @@ use std::time::Duration;
 use aegis_link::LinkEnd;
 use aegis_link::host::HostLink;
 use aegis_link::rpc::CallError;
-use aegis_proto::worker::{BootFailure, ExitReason, Exited, Phase, Ready, StartPhases, WorkerConfig};
-use aegis_types::StartKind;
-use aegis_vmm::{Vm, VmExit, Vmm};
+use aegis_proto::worker::{
+    BootFailure, ExitReason, Exited, Phase, Ready, Restore, StartPhases, WorkerConfig,
+};
+use aegis_types::{Ram, StartKind, VmId};
+use aegis_vmm::{Start, StartTimes, Vm, VmExit, Vmm};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::boot::{self, Attempt, Up, message_of, reap};
+use crate::boot::{self, Attempt, Plan, Up, message_of, reap};
 use crate::guest::{Guest, GuestError, greet};
 use crate::view::View;
 
 /// After the guest's own grace: for the kernel to flush and to switch off.
 const POWER_OFF: Duration = Duration::from_secs(5);
+/// A guest that was restored right answers long before; booting instead must not wait for the boot's own deadline.
+const RESTORE_LIMIT: Duration = Duration::from_secs(15);
 const RECONNECT_ATTEMPTS: u8 = 3;
 const RECONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// Between attempts that fail at once. All attempts together stay below 10 s.
@@ -29,6 +33,8 @@ pub(crate) enum Request {
     Pause(Reply),
     /// Lets them go on and sets the clock.
     Resume(Reply),
+    /// Saves the VM and ends it; answered when it is gone, or runs on.
+    Hibernate(Reply),
     /// Ends the VM; answered when it is gone.
     Stop {
         /// Time for the guest's processes; zero kills at once.
@@ -55,17 +61,21 @@ enum Event {
 }
 
 pub(crate) struct Driver {
-    config: WorkerConfig,
-    vmm: Arc<dyn Vmm>,
-    requests: mpsc::Receiver<Request>,
-    view: watch::Sender<View>,
+    pub(crate) config: WorkerConfig,
+    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) view: watch::Sender<View>,
 }
 
 /// A VM after its boot.
-struct Live {
-    vm: Box<dyn Vm>,
-    guest: Guest,
-    paused: bool,
+pub(crate) struct Live {
+    pub(crate) vm: Box<dyn Vm>,
+    pub(crate) guest: Guest,
+    pub(crate) paused: bool,
+    /// The boot that its memory goes back to.
+    pub(crate) boot_id: VmId,
+    /// Generation of the guest wire.
+    pub(crate) generation: u32,
 }
 
 impl Driver {
@@ -88,50 +98,96 @@ impl Driver {
         exited
     }
 
+    /// Restores the VM if there is saved state, and boots it otherwise or if that fails.
     async fn boot(&mut self) -> Result<Live, Exited> {
-        let attempts = self.config.boot_attempts.max(1);
-        for attempt in 1..=attempts {
-            let view = &self.view;
-            let started = |pid| view.send_modify(|view| view.vmm_pid = pid);
-            let stop = next_stop(&mut self.requests, "the VM is still booting");
-            match boot::attempt(self.vmm.as_ref(), &self.config, started, stop).await {
-                Attempt::Up(up) => return Ok(self.ready(up, attempt).await),
-                Attempt::Interrupted(stop) => {
-                    answer(stop.reply);
-                    self.boot_failed("it was stopped while it booted".to_owned(), Vec::new());
-                    return Err(stopped("stopped while it booted"));
+        let mut cold = self.config.vm.clone();
+        if cold.ram == Ram::Template {
+            // What the guest would find there is not empty.
+            cold.ram = Ram::Anonymous;
+        }
+        let boots = self.config.boot_attempts.max(1);
+        let limit = Duration::from_millis(self.config.boot_timeout_ms);
+        let mut fallback = None;
+        let mut attempts = 0;
+        if let Some(restore) = self.config.restore.clone() {
+            attempts += 1;
+            let start = Start::Restore { state: &restore.state };
+            let plan = Plan { vm: &self.config.vm.clone(), start, limit: limit.min(RESTORE_LIMIT) };
+            match self.attempt(plan).await? {
+                Ok(up) => return Ok(self.ready(up, attempts, Some(&restore), None).await),
+                Err((failure, _)) => {
+                    tracing::warn!("booting, because the VM was not restored: {}", failure.message);
+                    fallback = Some(failure.message);
                 }
-                Attempt::Failed { failure, again } if again && attempt < attempts => {
-                    tracing::warn!(attempt, "booting again: {}", failure.message);
-                    self.view.send_modify(|view| view.vmm_pid = None);
+            }
+        }
+        loop {
+            attempts += 1;
+            let plan = Plan { vm: &cold, start: Start::Boot, limit };
+            let last = attempts == boots + u8::from(fallback.is_some());
+            match self.attempt(plan).await? {
+                Ok(up) => return Ok(self.ready(up, attempts, None, fallback).await),
+                Err((failure, true)) if !last => {
+                    tracing::warn!(attempts, "booting again: {}", failure.message);
                 }
-                Attempt::Failed { failure: BootFailure { message, console }, .. } => {
-                    tracing::error!(attempt, "the VM did not boot: {message}");
+                Err((BootFailure { message, console }, _)) => {
+                    tracing::error!(attempts, "the VM did not boot: {message}");
                     self.boot_failed(message.clone(), console);
                     return Err(Exited { reason: ExitReason::BootFailed, message });
                 }
             }
         }
-        unreachable!("the last attempt returns")
+    }
+
+    /// One attempt: the VM, or why not and whether trying again may help.
+    async fn attempt(&mut self, plan: Plan<'_>) -> Result<Result<Up, (BootFailure, bool)>, Exited> {
+        let view = &self.view;
+        let started = |pid| view.send_modify(|view| view.vmm_pid = pid);
+        let stop = next_stop(&mut self.requests, "the VM is still booting");
+        match boot::attempt(self.vmm.as_ref(), &self.config, plan, started, stop).await {
+            Attempt::Up(up) => Ok(Ok(up)),
+            Attempt::Interrupted(stop) => {
+                answer(stop.reply);
+                self.boot_failed("it was stopped while it booted".to_owned(), Vec::new());
+                Err(stopped("stopped while it booted"))
+            }
+            Attempt::Failed { failure, again } => {
+                self.view.send_modify(|view| view.vmm_pid = None);
+                Ok(Err((failure, again)))
+            }
+        }
     }
 
     fn boot_failed(&self, message: String, console: Vec<String>) {
         self.view.send_modify(|view| view.boot = Some(Err(BootFailure { message, console })));
     }
 
-    async fn ready(&self, up: Up, attempts: u8) -> Live {
+    async fn ready(
+        &self,
+        up: Up,
+        attempts: u8,
+        restored: Option<&Restore>,
+        fallback: Option<String>,
+    ) -> Live {
+        let boot_id = restored.and_then(|restore| restore.boot_id.clone());
         let ready = Ready {
             harness_version: up.welcome.version,
             generation: up.welcome.generation,
             boot_ms: u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX),
             attempts,
-            start: StartKind::Cold,
-            fallback: None,
-            boot_id: None,
-            phases: StartPhases::default(),
+            start: restored.map_or(StartKind::Cold, |restore| restore.kind),
+            fallback,
+            boot_id: boot_id.clone(),
+            phases: phases(&up.times, up.took),
         };
-        tracing::info!(boot_ms = ready.boot_ms, attempts, "the VM is up");
-        let mut live = Live { vm: up.vm, guest: Guest::default(), paused: false };
+        tracing::info!(boot_ms = ready.boot_ms, attempts, start = ?ready.start, "the VM is up");
+        let mut live = Live {
+            vm: up.vm,
+            guest: Guest::default(),
+            paused: false,
+            boot_id: boot_id.unwrap_or_else(|| self.config.vm.vm_id.clone()),
+            generation: ready.generation,
+        };
         live.guest.set_link(Some(up.link.clone()));
         // The time in the greeting is older than the kernel: it waited there for the guest to start.
         set_clock(&mut live.guest).await;
@@ -160,6 +216,7 @@ impl Driver {
                     Ok(())
                 }
                 Event::Request(Request::Resume(reply)) => self.resume(&mut live, reply).await,
+                Event::Request(Request::Hibernate(reply)) => self.hibernate(&mut live, reply).await,
                 Event::Request(Request::Stop { grace, reply }) => {
                     Err(self.stop(&mut live, Stop { grace, reply }).await)
                 }
@@ -225,7 +282,8 @@ impl Driver {
         }
     }
 
-    async fn reconnect(&mut self, live: &mut Live) -> Result<(), Exited> {
+    /// Greets a guest whose link is gone. The VM is ended if that does not work.
+    pub(crate) async fn reconnect(&mut self, live: &mut Live) -> Result<(), Exited> {
         for attempt in 1..=RECONNECT_ATTEMPTS {
             let greeted = tokio::select! {
                 // A guest that switches off closes the link first.
@@ -240,7 +298,7 @@ impl Driver {
             };
             match greeted {
                 Ok(Ok((link, _))) => {
-                    tracing::warn!(attempt, "the guest link was lost and is back");
+                    tracing::warn!(attempt, "the guest link was gone and is back");
                     self.linked(live, link);
                     return Ok(());
                 }
@@ -280,6 +338,12 @@ impl Driver {
         replies.into_iter().for_each(answer);
         stopped(message)
     }
+}
+
+fn phases(times: &StartTimes, took: Duration) -> StartPhases {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let guest = took.saturating_sub(times.vmm).saturating_sub(times.load);
+    StartPhases { vmm_us: micros(times.vmm), load_us: micros(times.load), guest_us: micros(guest) }
 }
 
 /// A guest with a wrong clock is better than none.
@@ -324,7 +388,9 @@ async fn next_stop(requests: &mut mpsc::Receiver<Request>, why: &str) -> Stop {
     loop {
         match requests.recv().await {
             Some(Request::Stop { grace, reply }) => return Stop { grace, reply },
-            Some(Request::Pause(reply) | Request::Resume(reply)) => respond(reply, Err(why.to_owned())),
+            Some(Request::Pause(reply) | Request::Resume(reply) | Request::Hibernate(reply)) => {
+                respond(reply, Err(why.to_owned()));
+            }
             None => std::future::pending().await,
         }
     }
@@ -337,18 +403,18 @@ async fn link_end(link: Option<&HostLink>) -> LinkEnd {
     }
 }
 
-fn respond(reply: Reply, outcome: Result<(), String>) {
+pub(crate) fn respond(reply: Reply, outcome: Result<(), String>) {
     // A client that went away does not need it.
     let _ = reply.send(outcome);
 }
 
-fn answer(reply: Option<Reply>) {
+pub(crate) fn answer(reply: Option<Reply>) {
     if let Some(reply) = reply {
         respond(reply, Ok(()));
     }
 }
 
-fn gone(exit: VmExit) -> Exited {
+pub(crate) fn gone(exit: VmExit) -> Exited {
     match exit {
         VmExit::GuestShutdown => {
             Exited { reason: ExitReason::GuestShutdown, message: "the guest switched itself off".to_owned() }
@@ -358,6 +424,6 @@ fn gone(exit: VmExit) -> Exited {
     }
 }
 
-fn stopped(message: &str) -> Exited {
+pub(crate) fn stopped(message: &str) -> Exited {
     Exited { reason: ExitReason::Stopped, message: message.to_owned() }
 }

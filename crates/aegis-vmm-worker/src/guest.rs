@@ -65,7 +65,7 @@ fn hello(config: &WorkerConfig) -> Result<Hello, getrandom::Error> {
     })
 }
 
-fn now_unix_ns() -> u64 {
+pub(crate) fn now_unix_ns() -> u64 {
     // A host clock before 1970 or after 2554 is not worth an error: the guest then starts in 1970.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or_default()

@@ -1,6 +1,6 @@
 //! The worker: one process per live VM, which introduces the VMM, the guest link and the daemon to each other.
 //!
-//! It boots the VM under a watchdog, serves two sockets (JSON-RPC for the daemon, and byte streams to guest
+//! It boots or restores the VM under a watchdog, serves two sockets (JSON-RPC for the daemon, and byte streams to guest
 //! services), keeps the link alive and ends with the VM. It survives the daemon: a later one finds it by its
 //! runtime directory. `main` adds what only a process of its own can do: confinement ([`confine`]) and signals.
 //!
@@ -21,7 +21,10 @@ mod control;
 mod driver;
 mod exit;
 mod guest;
+mod hibernate;
+mod memory;
 mod probe;
+mod saved;
 mod streams;
 mod view;
 

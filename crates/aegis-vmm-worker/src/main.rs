@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use aegis_proto::worker::{CONTROL_FD, Confinement, STREAMS_FD, WorkerConfig};
+use aegis_proto::worker::{CONTROL_FD, Confinement, STREAMS_FD, TEMPLATE_FD, WorkerConfig};
 use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm_qemu::Qemu;
 use aegis_vmm_worker::{confine, probe, run_until};
@@ -51,9 +51,20 @@ fn work(config: &Path) -> Result<(), Failure> {
     let streams = sys::take_listener(STREAMS_FD).map_err(|e| format!("stream socket: {e}"))?;
     let qemu = Qemu::new();
     let config = read_config(config)?;
+    let qemu = match config.vm.ram {
+        Ram::Template => match sys::take_sealed_memory(TEMPLATE_FD) {
+            Ok(memory) => qemu.with_template(memory),
+            Err(e) => {
+                // It is then said again by what needs it.
+                tracing::warn!("no memory of a template: {e}");
+                qemu
+            }
+        },
+        Ram::Anonymous | Ram::File { .. } => qemu,
+    };
     // A signal to the daemon's process group is not meant for us. Fails for a group leader, who needs none.
     let _ = rustix::process::setsid();
-    let (confinement, scope) = confine::apply(&config.vm);
+    let (confinement, scope) = confine::apply(&config.vm, config.restore.as_ref());
     let span = tracing::info_span!("vm", instance = %config.instance_id, vm = %config.vm.vm_id);
     span.in_scope(|| announce(&confinement));
     runtime()?.block_on(
@@ -75,7 +86,7 @@ fn work(config: &Path) -> Result<(), Failure> {
 fn probe_once(config: &Path) -> Result<(), Failure> {
     let qemu = Qemu::new();
     let config = read_config(config)?;
-    let (_, scope) = confine::apply(&config.vm);
+    let (_, scope) = confine::apply(&config.vm, None);
     let report = runtime()?.block_on(probe(&config, &qemu));
     let line = serde_json::to_string(&report)?;
     writeln!(io::stdout(), "{line}")?;
@@ -98,7 +109,7 @@ fn print_confinement() -> Result<(), Failure> {
         ram: Ram::default(),
         runtime_dir: nowhere,
     };
-    let (confinement, scope) = confine::apply(&vm);
+    let (confinement, scope) = confine::apply(&vm, None);
     let line = serde_json::to_string(&confinement)?;
     writeln!(io::stdout(), "{line}")?;
     drop(scope);

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use aegis_proto::worker::WorkerConfig;
-use aegis_vmm::Vmm;
+use aegis_vmm::{Start, Vmm};
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{Attempt, attempt, reap};
+use crate::boot::{Attempt, Plan, attempt, reap};
 
 /// A host on which booting takes longer is not worth the accelerator.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
@@ -25,9 +25,9 @@ pub struct ProbeReport {
 /// Boots a VM once up to the answer of its harness, and ends it. Takes at most 20 s, less if the configuration says so.
 /// The configuration names a runtime directory of its own; disks are not needed.
 pub async fn probe(config: &WorkerConfig, vmm: &dyn Vmm) -> ProbeReport {
-    let limit = u64::try_from(PROBE_DEADLINE.as_millis()).expect("a small constant");
-    let config = WorkerConfig { boot_timeout_ms: config.boot_timeout_ms.min(limit), ..config.clone() };
-    match attempt(vmm, &config, |_| {}, std::future::pending::<()>()).await {
+    let limit = PROBE_DEADLINE.min(Duration::from_millis(config.boot_timeout_ms));
+    let plan = Plan { vm: &config.vm, start: Start::Boot, limit };
+    match attempt(vmm, config, plan, |_| {}, std::future::pending::<()>()).await {
         Attempt::Up(up) => {
             reap(up.vm.as_ref()).await;
             let boot_ms = u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX);

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 use aegis_types::VmSpec;
 use async_trait::async_trait;
@@ -24,6 +26,38 @@ pub struct Capabilities {
     pub name: &'static str,
     /// CPUs can be halted and go on later with memory kept.
     pub pause: bool,
+    /// A VM whose memory is a file can be saved and restored.
+    pub save: bool,
+}
+
+/// What a VM begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start<'a> {
+    /// The kernel, on empty memory.
+    Boot,
+    /// Where a saved VM was: its memory is in place, as [`VmSpec::ram`] says.
+    Restore {
+        /// State of the devices, as [`Vm::save`] wrote it.
+        state: &'a Path,
+    },
+}
+
+/// Where the time of a start went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StartTimes {
+    /// From the start of the VMM to its readiness for commands.
+    pub vmm: Duration,
+    /// From there until the saved state was loaded and the CPUs run; zero for a boot.
+    pub load: Duration,
+}
+
+/// What [`Vm::save`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedState {
+    /// Length of the file.
+    pub bytes: u64,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
 }
 
 /// A backend failed.
@@ -93,12 +127,12 @@ pub trait Vmm: Send + Sync {
     /// What this backend offers.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Starts a VM. Success means that the VMM runs, not that the guest answers. If the future is dropped, the
-    /// VMM is killed.
+    /// Starts a VM. Success means that the VMM was started, not that it works: [`Vm::started`] tells. If the future
+    /// is dropped, the VMM is killed.
     ///
     /// # Errors
-    /// Nothing is left running on an error.
-    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError>;
+    /// Nothing is left running on an error. [`VmmError::Unsupported`] for a restore without [`Capabilities::save`].
+    async fn boot(&self, spec: &VmSpec, start: Start<'_>) -> Result<Box<dyn Vm>, VmmError>;
 }
 
 /// A VM whose VMM was started. Dropping it kills the VMM.
@@ -107,7 +141,16 @@ pub trait Vm: Send + Sync {
     /// Process id of the VMM, where it is a process.
     fn pid(&self) -> Option<u32>;
 
+    /// Waits until the CPUs run: those of a restored VM only after its state was loaded. May be called at any time.
+    ///
+    /// # Errors
+    /// The VMM refused, ended or took too long. It may be alive: kill it.
+    async fn started(&self) -> Result<StartTimes, VmmError>;
+
     /// Opens the byte stream to the harness. At most one at a time; open again after the last one was dropped.
+    ///
+    /// Works from the beginning: a restored guest whose harness was parked finds the host there when its CPUs start,
+    /// and what was sent until then.
     ///
     /// # Errors
     /// The VMM is gone.
@@ -124,6 +167,15 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// As for [`Vm::pause`].
     async fn resume(&self) -> Result<(), VmmError>;
+
+    /// Saves the devices of a running VM to a file, which is new or replaced in one step. Afterwards the CPUs are
+    /// halted: memory file and state belong together until [`Vm::resume`], which makes the state worthless. If the
+    /// future is dropped the CPUs may run or not, and nothing is left of the file.
+    ///
+    /// # Errors
+    /// [`VmmError::Unsupported`] without [`Capabilities::save`]. On any error the CPUs run as before, unless the VMM
+    /// has ended or does not answer, and there is no file.
+    async fn save(&self, state: &Path) -> Result<SavedState, VmmError>;
 
     /// Ends the VMM at once. Idempotent; the guest is not asked.
     fn kill(&self);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aegis_harness::SessionEnd;
-use aegis_harness::sys::fake::Call;
+use aegis_harness::sys::fake::{Call, FakeSys};
 use aegis_link::host::greet;
 use aegis_proto::control::{CLOCK_SET, ClockSet};
 use aegis_proto::hello::Hello;
@@ -90,6 +90,49 @@ async fn a_reconnect_gives_a_new_identity() {
     within(greet(carrier, greeting)).await.unwrap();
     assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{machine_id}\n").as_bytes());
     assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"other\n");
+}
+
+#[tokio::test]
+async fn a_template_is_nobody_until_it_is_greeted_again() {
+    let vm = Vm::on(FakeSys::new());
+    let port = vm.serve_port();
+    let (link, _) = within(greet(port, Hello { template: true, ..hello() })).await.unwrap();
+    // Parking waits for the root, so the files would be there.
+    let carrier = within(link.park()).await.unwrap();
+    let calls = vm.sys.calls();
+    assert!(calls.contains(&Call::Entropy(32)) && calls.contains(&Call::LoopbackUp), "{calls:?}");
+    assert!(calls.iter().any(|call| matches!(call, Call::Clock(_))));
+    assert!(!calls.iter().any(|call| matches!(call, Call::WriteFile(_) | Call::Hostname(_))), "{calls:?}");
+    within(greet(carrier, hello())).await.unwrap();
+    // Everything is in place when the greeting is answered.
+    assert!(vm.sys.calls().contains(&Call::Hostname("web".to_owned())));
+    assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"web\n");
+    assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{}\n", hello().machine_id).as_bytes());
+    assert!(String::from_utf8(vm.sys.file("/etc/hosts").unwrap()).unwrap().contains("\tweb\n"));
+}
+
+#[tokio::test]
+async fn a_new_name_replaces_the_old_one_in_our_hosts_file_only() {
+    for (edit, own) in [("", true), ("10.0.0.1\tdb\n", false)] {
+        let written = format!("127.0.0.1\tlocalhost\n127.0.1.1\told\n::1\tlocalhost ip6-localhost\n{edit}");
+        let vm = Vm::on(FakeSys::new().with_file("/etc/hosts", written.as_bytes()));
+        vm.link().await.run(sh("true")).await.unwrap();
+        let hosts = String::from_utf8(vm.sys.file("/etc/hosts").unwrap()).unwrap();
+        assert_eq!(hosts.contains("\tweb\n"), own, "{hosts}");
+    }
+}
+
+#[tokio::test]
+async fn parking_writes_the_disks_and_waits_for_the_root() {
+    let vm = Vm::on(FakeSys::new().with_modules(&["virtio_console.ko", "erofs.ko"]));
+    let host = vm.link().await;
+    let () = within(host.control.call(aegis_proto::control::PARK, &())).await.unwrap();
+    let calls = vm.sys.calls();
+    let at = |wanted: &Call| calls.iter().position(|call| call == wanted).unwrap();
+    assert!(at(&Call::SwitchRoot("/aegis/root".to_owned())) < at(&Call::Sync));
+    let broken = Vm::on(FakeSys::new().without_disks()).link().await;
+    let refused = within(broken.control.call::<_, ()>(aegis_proto::control::PARK, &())).await;
+    assert!(refused.unwrap_err().to_string().contains("no disk has the serial number"));
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ fn delegated(cgroup: &Path) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use aegis_types::{Accelerator, Mib, Vcpus, VmId};
+    use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId};
 
     #[test]
     fn the_limits_follow_the_guest() {

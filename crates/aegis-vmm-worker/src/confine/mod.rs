@@ -13,18 +13,18 @@ mod seccomp;
 
 pub use cgroup::Scope;
 
-use aegis_proto::worker::Confinement;
+use aegis_proto::worker::{Confinement, Restore};
 use aegis_types::VmSpec;
 
-/// Confines the calling thread to what this VM needs. The scope has to be kept until the VM has ended.
-pub fn apply(vm: &VmSpec) -> (Confinement, Option<Scope>) {
+/// Confines the calling thread to what this VM needs, and to what it is restored from. The scope has to be kept until the VM has ended.
+pub fn apply(vm: &VmSpec, restore: Option<&Restore>) -> (Confinement, Option<Scope>) {
     limits::apply();
     // First: joining a cgroup writes outside of what the other layers allow.
     let scope = Scope::enter(vm);
     let no_new_privs = report("no_new_privs", rustix::thread::set_no_new_privs(true)).is_some();
     // Not reported: whoever is no root has nothing to drop.
     let _ = report("drop of capabilities", capabilities::drop_all());
-    let landlock_abi = report("Landlock", paths::restrict(vm, scope.as_ref())).unwrap_or(0);
+    let landlock_abi = report("Landlock", paths::restrict(vm, restore, scope.as_ref())).unwrap_or(0);
     // Last: it takes away the system calls of the others.
     let seccomp = report("seccomp", seccomp::apply()).is_some();
     let cgroup = scope.as_ref().map(|scope| scope.path().to_owned());

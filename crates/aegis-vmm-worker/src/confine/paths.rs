@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use aegis_types::VmSpec;
+use aegis_proto::worker::Restore;
+use aegis_types::{Ram, VmSpec};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope as Isolation, path_beneath_rules,
@@ -28,7 +29,11 @@ const READABLE: &[&str] = &[
 const DEVICES: &[&str] = &["/dev/null", "/dev/kvm"];
 
 /// Restricts the calling thread. Returns the ABI in force, 0 if there is none.
-pub(super) fn restrict(vm: &VmSpec, scope: Option<&Scope>) -> Result<u32, RulesetError> {
+pub(super) fn restrict(
+    vm: &VmSpec,
+    restore: Option<&Restore>,
+    scope: Option<&Scope>,
+) -> Result<u32, RulesetError> {
     let read = AccessFs::from_read(NEWEST);
     let all = AccessFs::from_all(NEWEST);
     let execute = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
@@ -37,6 +42,13 @@ pub(super) fn restrict(vm: &VmSpec, scope: Option<&Scope>) -> Result<u32, Rulese
     let images = vm.disks.iter().filter(|disk| disk.read_only).map(|disk| disk.path.as_path());
     let boot = [vm.kernel.as_path(), vm.initramfs.as_path()];
     let writable = vm.disks.iter().filter(|disk| !disk.read_only).map(|disk| disk.path.as_path());
+    let state = restore.map(|restore| restore.state.as_path());
+    // What a saved VM consists of is made there.
+    let memory = match &vm.ram {
+        Ram::File { path } => path.parent(),
+        Ram::Anonymous | Ram::Template => None,
+    };
+    let directories = memory.into_iter().chain([vm.runtime_dir.as_path()]);
     // Paths that do not exist are left out: what they name cannot be reached either way.
     let status = Ruleset::default()
         .handle_access(all)?
@@ -46,9 +58,9 @@ pub(super) fn restrict(vm: &VmSpec, scope: Option<&Scope>) -> Result<u32, Rulese
         .add_rules(path_beneath_rules(PROGRAMS, execute))?
         .add_rules(path_beneath_rules(installation(&vm.vmm_path), execute))?
         .add_rules(path_beneath_rules(READABLE, read & !AccessFs::Execute))?
-        .add_rules(path_beneath_rules(boot.into_iter().chain(images), AccessFs::ReadFile))?
+        .add_rules(path_beneath_rules(boot.into_iter().chain(images).chain(state), AccessFs::ReadFile))?
         .add_rules(path_beneath_rules(DEVICES.iter().map(Path::new).chain(writable), write_file))?
-        .add_rules(path_beneath_rules([&vm.runtime_dir], all & !AccessFs::Execute))?
+        .add_rules(path_beneath_rules(directories, all & !AccessFs::Execute))?
         .add_rules(path_beneath_rules(
             scope.map(Scope::directories).into_iter().flatten(),
             all & !AccessFs::Execute,
