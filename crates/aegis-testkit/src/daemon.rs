@@ -56,6 +56,8 @@ impl TestDaemon {
         let root = home.home().root().to_owned();
         let mut options = DaemonOptions::new(home.home().clone(), settings);
         options.assets = home.assets();
+        // Their builds are processes that no test expects.
+        options.templates.enabled = false;
         change(&mut options);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(2).enable_all().build().expect("threads for a runtime");

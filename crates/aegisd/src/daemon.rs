@@ -22,13 +22,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::accel::Accel;
 use crate::assets::{AssetFlags, Assets};
+use crate::digests::Digests;
 use crate::http::{self, App, Ids};
 use crate::images::Images;
+use crate::launcher::machine::Machines;
 use crate::launcher::{Launcher, files};
 use crate::lock::{HomeLock, LockError};
 use crate::logs::LogStore;
 use crate::registry::{StoredRegistry, to_record};
 use crate::socket;
+use crate::templates::TemplateOptions;
 
 /// Time for the commands of instances between SIGTERM and SIGKILL when the daemon ends.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -46,6 +49,8 @@ pub struct DaemonOptions {
     pub settings: Settings,
     /// Files named on the command line.
     pub assets: AssetFlags,
+    /// What becomes of templates by themselves.
+    pub templates: TemplateOptions,
     /// What starts VMs; worker processes when absent.
     pub launcher: Option<Arc<dyn ports::Launcher>>,
     /// Time for the commands of instances between SIGTERM and SIGKILL at [`Running::shutdown`].
@@ -55,7 +60,14 @@ pub struct DaemonOptions {
 impl DaemonOptions {
     /// Worker processes with the files of the installation.
     pub fn new(home: Home, settings: Settings) -> Self {
-        Self { home, settings, assets: AssetFlags::default(), launcher: None, stop_grace: STOP_GRACE }
+        Self {
+            home,
+            settings,
+            assets: AssetFlags::default(),
+            templates: TemplateOptions::default(),
+            launcher: None,
+            stop_grace: STOP_GRACE,
+        }
     }
 }
 
@@ -115,7 +127,7 @@ impl Daemon {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: DaemonOptions) -> Result<Running, StartError> {
-        let DaemonOptions { home, settings, assets, launcher, stop_grace } = options;
+        let DaemonOptions { home, settings, assets, templates, launcher, stop_grace } = options;
         Launcher::check_home(&home).map_err(failed("use the home", home.root().to_owned()))?;
         home.ensure()?;
         let lock = HomeLock::take(&home)?;
@@ -134,9 +146,14 @@ impl Daemon {
         .await?;
         let logs = Arc::new(logs);
         let assets = Arc::new(Assets::new(home.clone(), assets));
+        let digests = blocking({
+            let home = home.clone();
+            move || Arc::new(Digests::open(&home))
+        })
+        .await;
         let images = blocking({
-            let (dir, assets) = (home.images(), Arc::clone(&assets));
-            move || Images::open(&dir, assets)
+            let (dir, assets, digests) = (home.images(), Arc::clone(&assets), Arc::clone(&digests));
+            move || Images::open(&dir, assets, digests)
         })
         .await?;
         let images = Arc::new(images);
@@ -144,14 +161,17 @@ impl Daemon {
         let (launcher, workers): (Arc<dyn ports::Launcher>, _) = match launcher {
             Some(launcher) => (launcher, None),
             None => {
-                let launcher = Launcher::new(
-                    home.clone(),
-                    Arc::clone(&assets),
-                    Arc::clone(&images),
-                    Arc::clone(&accel),
-                    settings.boot_timeout.value,
-                );
+                let machines = Machines {
+                    home: home.clone(),
+                    assets: Arc::clone(&assets),
+                    images: Arc::clone(&images),
+                    digests,
+                    boot_timeout: settings.boot_timeout.value,
+                };
+                let launcher = Launcher::new(machines, Arc::clone(&accel), templates);
                 launcher.reap_orphans(&ids).await.map_err(failed("look through", home.run()))?;
+                let resumed = launcher.resume_background_work(ids.clone()).await;
+                resumed.map_err(failed("look through", home.templates()))?;
                 let launcher = Arc::new(launcher);
                 (Arc::clone(&launcher) as Arc<dyn ports::Launcher>, Some(launcher))
             }
@@ -229,6 +249,11 @@ impl Running {
         let Running { home, app, registry, workers, stop_grace, mut server, stop_accepting, _lock } = self;
         remove(&home.socket());
         stop_accepting.notify_one();
+        if let Some(workers) = &workers
+            && timeout(WORKERS_DEADLINE, workers.templates().shutdown()).await.is_err()
+        {
+            tracing::error!("the making of a template did not end");
+        }
         app.manager.shutdown(stop_grace).await;
         app.logs.close().await;
         app.tasks.close();

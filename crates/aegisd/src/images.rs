@@ -1,39 +1,27 @@
 //! The images that instances can have: those of the store and the built-in `base`. Everything here blocks.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use aegis_api::ImageSummary;
 use aegis_config::{Asset, NotFound};
 use aegis_image::{ImageError, ImageInfo, Store};
 use aegis_types::ImageName;
-use sha2::{Digest as _, Sha256};
 
 use crate::assets::Assets;
+use crate::digests::Digests;
 
 /// Name of the image that comes with the installation. An imported image of this name takes its place.
 const BUILT_IN: &str = "base";
-const READ_BYTES: usize = 256 << 10;
 
 /// Finds images by name.
 #[derive(Debug)]
 pub(crate) struct Images {
     store: Store,
     assets: Arc<Assets>,
-    /// Digest of the built-in image: reading all of it takes a while.
-    built_in: Mutex<Option<(FileStamp, String)>>,
-}
-
-/// Tells a file from its replacement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct FileStamp {
-    path: PathBuf,
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
+    digests: Arc<Digests>,
 }
 
 /// An image could not be found.
@@ -48,20 +36,56 @@ pub(crate) enum FindError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] ImageError),
+    /// The built-in image cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The file of an image, and what tells it from all others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RootImage {
+    /// Read-only root file system.
+    pub(crate) path: PathBuf,
+    /// `sha256:` and the hexadecimal digest of the file.
+    pub(crate) digest: String,
 }
 
 impl Images {
     /// Opens the store in this directory.
-    pub(crate) fn open(dir: &Path, assets: Arc<Assets>) -> Result<Images, ImageError> {
-        Ok(Images { store: Store::open(dir)?, assets, built_in: Mutex::default() })
+    pub(crate) fn open(dir: &Path, assets: Arc<Assets>, digests: Arc<Digests>) -> Result<Images, ImageError> {
+        Ok(Images { store: Store::open(dir)?, assets, digests })
     }
 
     /// The root image of this name.
     pub(crate) fn find(&self, name: &ImageName) -> Result<PathBuf, FindError> {
         match self.store.resolve(name)? {
             Some(image) => Ok(image.path),
-            None if name.as_str() == BUILT_IN => Ok(self.assets.path(Asset::BaseImage)?),
-            None => Err(FindError::Unknown(name.clone())),
+            None => self.built_in_path(name),
+        }
+    }
+
+    fn built_in_path(&self, name: &ImageName) -> Result<PathBuf, FindError> {
+        match name.as_str() {
+            BUILT_IN => Ok(self.assets.path(Asset::BaseImage)?),
+            _ => Err(FindError::Unknown(name.clone())),
+        }
+    }
+
+    /// The root image of this name and its digest. That of the built-in image is computed once for each version of it.
+    pub(crate) fn identify(&self, name: &ImageName) -> Result<RootImage, FindError> {
+        if let Some(image) = self.store.resolve(name)? {
+            return Ok(RootImage { path: image.path, digest: image.digest });
+        }
+        let path = self.built_in_path(name)?;
+        match self.digests.of(&path) {
+            Ok(digest) => Ok(RootImage { path, digest }),
+            Err(source) => Err(FindError::Unreadable { path, source }),
         }
     }
 
@@ -91,7 +115,8 @@ impl Images {
     fn built_in(&self) -> Option<ImageSummary> {
         let path = self.assets.path(Asset::BaseImage).ok()?;
         let name = ImageName::parse(BUILT_IN).expect("a valid name");
-        match self.digest(&path) {
+        let measured = self.digests.of(&path).and_then(|digest| Ok((digest, fs::metadata(&path)?.len())));
+        match measured {
             Ok((digest, size_bytes)) => {
                 Some(ImageSummary { name, digest, size_bytes, created_at: None, builtin: true })
             }
@@ -101,40 +126,4 @@ impl Images {
             }
         }
     }
-
-    fn digest(&self, path: &Path) -> io::Result<(String, u64)> {
-        let meta = fs::metadata(path)?;
-        let stamp = FileStamp {
-            path: path.to_owned(),
-            inode: meta.ino(),
-            size: meta.size(),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        };
-        let mut known = self.built_in.lock().expect("no code panics while it holds this");
-        match &*known {
-            Some((of, digest)) if *of == stamp => Ok((digest.clone(), stamp.size)),
-            _ => {
-                let (digest, size) = (sha256(path)?, stamp.size);
-                *known = Some((stamp, digest.clone()));
-                Ok((digest, size))
-            }
-        }
-    }
-}
-
-/// `sha256:` and the hexadecimal digest of a file.
-fn sha256(path: &Path) -> io::Result<String> {
-    let mut reader = BufReader::with_capacity(READ_BYTES, File::open(path)?);
-    let mut hasher = Sha256::new();
-    loop {
-        let bytes = reader.fill_buf()?;
-        if bytes.is_empty() {
-            break;
-        }
-        hasher.update(bytes);
-        let count = bytes.len();
-        reader.consume(count);
-    }
-    let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("sha256:{hex}"))
 }

@@ -10,15 +10,19 @@
 mod accel;
 mod assets;
 mod daemon;
+mod digests;
 mod http;
 mod images;
 mod launcher;
 mod lock;
 mod logs;
 mod registry;
+mod saved;
 mod socket;
+mod templates;
 mod text;
 
 pub use assets::AssetFlags;
 pub use daemon::{Daemon, DaemonOptions, Running, StartError};
 pub use lock::LockError;
+pub use templates::TemplateOptions;

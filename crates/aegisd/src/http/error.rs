@@ -151,6 +151,7 @@ pub(super) fn no_image(error: &FindError, known: &[String]) -> ApiError {
                 .with_hint(e.hint.clone())
         }
         FindError::Store(e) => ApiError::internal("cannot read the image store", e),
+        FindError::Unreadable { .. } => ApiError::internal("cannot read the image", error),
     }
 }
 

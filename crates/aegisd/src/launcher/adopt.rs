@@ -25,16 +25,18 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 impl Launcher {
     /// Connects to the worker of this instance, or cleans up after it.
     pub(super) async fn adopt_worker(&self, id: &InstanceId) -> Adoption {
-        let run_dir = self.plan.home.run_dir(id);
+        let run_dir = self.home().run_dir(id);
         if !run_dir.exists() {
             return Adoption::None;
         }
         let gone = match find(&run_dir).await {
             Some((identity, process)) => match connect(&run_dir).await {
                 Ok(control) => {
-                    let deadline = self.plan.boot_deadline();
+                    let deadline = self.plan.machines.boot_deadline();
                     let worker = WorkerClient::new(control, &run_dir, process, None, deadline, &self.tasks);
-                    return Adoption::Alive { vm: identity.vm_id, worker: Arc::new(worker) };
+                    let worker = Arc::new(worker);
+                    self.watch(id, &worker);
+                    return Adoption::Alive { vm: identity.vm_id, worker };
                 }
                 Err(e) => {
                     process.kill().await;
@@ -55,7 +57,7 @@ impl Launcher {
     /// Ends the VMs and removes the files of everything that is no instance.
     pub(crate) async fn reap_orphans(&self, instances: &[InstanceId]) -> io::Result<()> {
         let known: HashSet<&str> = instances.iter().map(InstanceId::as_str).collect();
-        for dir in [self.plan.home.run(), self.plan.home.instances()] {
+        for dir in [self.home().run(), self.home().instances()] {
             let entries = match fs::read_dir(&dir) {
                 Ok(entries) => entries,
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,

@@ -16,7 +16,10 @@ use super::super::{process, spawn};
 use super::*;
 use crate::accel::Accel;
 use crate::assets::{AssetFlags, Assets};
+use crate::digests::Digests;
 use crate::images::Images;
+use crate::launcher::machine::Machines;
+use crate::templates::TemplateOptions;
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -30,10 +33,13 @@ fn fixture() -> Fixture {
     home.ensure().unwrap();
     fs::create_dir(home.logs()).unwrap();
     let assets = Arc::new(Assets::new(home.clone(), AssetFlags::default()));
-    let images = Arc::new(Images::open(&home.images(), Arc::clone(&assets)).unwrap());
+    let digests = Arc::new(Digests::open(&home));
+    let images = Arc::new(Images::open(&home.images(), Arc::clone(&assets), Arc::clone(&digests)).unwrap());
     let setting = Setting::default_value(AcceleratorSetting::Fixed(Accelerator::Tcg));
     let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &setting));
-    let launcher = Launcher::new(home.clone(), assets, images, accel, Duration::from_secs(1));
+    let boot_timeout = Duration::from_secs(1);
+    let machines = Machines { home: home.clone(), assets, images, digests, boot_timeout };
+    let launcher = Launcher::new(machines, accel, TemplateOptions::default());
     Fixture { _dir: dir, home, launcher }
 }
 
@@ -204,7 +210,7 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         machine: String::new(),
         template: false,
     };
-    let mut child = spawn::spawn(&program, &config).unwrap();
+    let mut child = spawn::spawn(&program, &config, None).unwrap();
     let identity: WorkerIdentity =
         serde_json::from_slice(&fs::read(run_dir.join(IDENTITY_FILE)).unwrap()).unwrap();
     assert_eq!((identity.pid, identity.vm_id), (child.id(), config.vm.vm_id.clone()));
@@ -223,6 +229,6 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
     }
     let read: WorkerConfig = serde_json::from_slice(&fs::read(config_path).unwrap()).unwrap();
     assert_eq!(read, config);
-    let missing = spawn::spawn(&dir.path().join("nothing"), &config).unwrap_err();
+    let missing = spawn::spawn(&dir.path().join("nothing"), &config, None).unwrap_err();
     assert!(missing.to_string().starts_with("cannot start "), "{missing}");
 }

@@ -46,9 +46,18 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(fresh, path)
 }
 
-/// Copies a file without filling its holes, sharing its blocks where the file system can. The copy appears complete
-/// and is on the disk, or it does not appear.
-pub(crate) fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+/// Whether a copy must survive a crash of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// It is on the disk before it appears. Costs milliseconds.
+    Now,
+    /// The host writes it when it likes: after a crash of the host it may be anything.
+    Later,
+}
+
+/// Copies a file without filling its holes, sharing its blocks where the file system can. The copy appears complete,
+/// or it does not appear.
+pub(crate) fn copy_sparse(from: &Path, to: &Path, flush: Flush) -> io::Result<()> {
     let source = File::open(from)?;
     let fresh = fresh_name(to);
     let copy = create(&fresh)?;
@@ -57,14 +66,16 @@ pub(crate) fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
         // Not on one file system, or not one that shares blocks.
         Err(_) => copy_data(&source, &copy),
     };
-    let finished = copied.and_then(|()| copy.sync_all()).and_then(|()| fs::rename(&fresh, to));
+    let flushed = copied.and_then(|()| if flush == Flush::Now { copy.sync_all() } else { Ok(()) });
+    let finished = flushed.and_then(|()| fs::rename(&fresh, to));
     if finished.is_err() {
         let _ = fs::remove_file(&fresh);
     }
     finished
 }
 
-fn copy_data(mut source: &File, mut copy: &File) -> io::Result<()> {
+/// Copies what is no hole. `copy` is empty, and as long as `source` afterwards.
+pub(crate) fn copy_data(mut source: &File, mut copy: &File) -> io::Result<()> {
     let length = source.metadata()?.len();
     copy.set_len(length)?;
     let mut at = 0;
@@ -82,6 +93,11 @@ fn copy_data(mut source: &File, mut copy: &File) -> io::Result<()> {
         at = hole;
     }
     Ok(())
+}
+
+/// Waits until a file, or what a directory lists, is on the disk.
+pub(crate) fn flush(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// Keeps the newest part of a console after its VM.
@@ -136,7 +152,7 @@ mod tests {
         // Whether there are holes at all depends on the file system below the tests.
         assert!(blocks(&to) <= blocks(&from).max(64), "{} of {}", blocks(&to), blocks(&from));
         fs::remove_file(&to).unwrap();
-        copy_sparse(&from, &to).unwrap();
+        copy_sparse(&from, &to, Flush::Now).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
         assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
@@ -157,7 +173,7 @@ mod tests {
     fn a_copy_that_fails_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("to");
-        assert!(copy_sparse(dir.path(), &to).is_err());
+        assert!(copy_sparse(dir.path(), &to, Flush::Later).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

@@ -1,132 +1,207 @@
-//! What a VM is started with: the files of the installation, the image, the instance's disk. Everything here blocks.
+//! What a VM is started from: the memory that its instance saved, a template, or its kernel. Everything here blocks.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use aegis_config::{Asset, Home, NotFound};
+use aegis_config::Asset;
 use aegis_lifecycle::ports::LaunchError;
 use aegis_lifecycle::record::InstanceSpec;
-use aegis_proto::worker::WorkerConfig;
-use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Ram, VmId, VmSpec};
+use aegis_proto::saved::{RAM_FILE, STATE_FILE};
+use aegis_proto::worker::{Restore, WorkerConfig};
+use aegis_types::{Accelerator, InstanceId, Ram, StartKind, VmId};
 use sha2::{Digest as _, Sha256};
 
-use super::files;
-use crate::assets::Assets;
-use crate::images::{FindError, Images};
-use crate::text::chain;
+use super::disk;
+use super::machine::{BOOT_ATTEMPTS, Machine, Machines, missing};
+use super::memory::{Memories, Taken};
+use crate::digests::hex;
+use crate::templates::{Template, Templates};
 
-const DISK_FILE: &str = "upper.ext4";
-/// Serial numbers by which the guest tells its disks apart.
-const ROOT_SERIAL: &str = "aegis-root";
-const UPPER_SERIAL: &str = "aegis-upper";
-/// One retry: a guest kernel may hang while it calibrates its clock on a busy host.
-const BOOT_ATTEMPTS: u8 = 2;
-/// Time on top of all attempts in which a worker reports their failure.
-const BOOT_MARGIN: Duration = Duration::from_secs(30);
-
-/// Knows where everything is.
+/// Decides.
 pub(super) struct Plan {
-    pub(super) home: Home,
-    pub(super) assets: Arc<Assets>,
-    pub(super) images: Arc<Images>,
-    /// For one attempt.
-    pub(super) boot_timeout: Duration,
+    pub(super) machines: Arc<Machines>,
+    pub(super) memories: Arc<Memories>,
+    pub(super) templates: Arc<Templates>,
+}
+
+/// Everything that a worker is to be started with.
+pub(super) struct Prepared {
+    pub(super) machine: Machine,
+    pub(super) config: WorkerConfig,
+    /// For the instance's log.
+    pub(super) notes: Vec<String>,
+    pub(super) source: Source,
+}
+
+/// What the VM is started from.
+pub(super) enum Source {
+    /// Its own memory.
+    Saved,
+    /// A template, which must stay until the VM runs.
+    Template {
+        template: Arc<Template>,
+        /// Its memory, unless the VM has a copy.
+        memory: Option<Arc<File>>,
+    },
+    /// Its kernel.
+    Kernel {
+        /// A template would have served.
+        template_wanted: bool,
+    },
+}
+
+/// Memory and state for a [`WorkerConfig`].
+struct Start {
+    ram: Ram,
+    restore: Option<Restore>,
+    source: Source,
 }
 
 impl Plan {
-    /// Time in which a worker has reported the outcome of a boot.
-    pub(super) fn boot_deadline(&self) -> Duration {
-        self.boot_timeout * u32::from(BOOT_ATTEMPTS) + BOOT_MARGIN
-    }
-
-    /// Makes the disk if need be and says how to run the VM. Blocks.
+    /// Makes the disk if need be and says how to run the VM.
     pub(super) fn prepare(
         &self,
         spec: &InstanceSpec,
         vm: &VmId,
         accelerator: Accelerator,
-    ) -> Result<(PathBuf, WorkerConfig), LaunchError> {
-        let asset = |asset| self.assets.path(asset).map_err(missing);
-        let worker = asset(Asset::Worker)?;
-        let (vmm_path, kernel, initramfs) =
-            (asset(Asset::Vmm)?, asset(Asset::Kernel)?, asset(Asset::Initramfs)?);
-        let root = self.images.find(&spec.image).map_err(|e| match e {
-            FindError::NotInstalled(e) => missing(e),
-            FindError::Unknown(_) => LaunchError {
-                message: e.to_string(),
-                hint: Some("import it again with `aegis image import`".to_owned()),
+    ) -> Result<Prepared, LaunchError> {
+        let began = Instant::now();
+        let machine = self.machines.find(&spec.image, spec.memory, spec.vcpus, accelerator)?;
+        let found = began.elapsed();
+        let mut notes = Vec::new();
+        let start = match self.wake(spec, &machine, &mut notes)? {
+            Some(start) => start,
+            None => match self.try_template(spec, &machine, &mut notes) {
+                Some(start) => start,
+                None => self.boot(spec)?,
             },
-            FindError::Store(e) => LaunchError { message: chain(&e), hint: None },
-        })?;
-        let upper = self.disk(&spec.id)?;
-        let disk = |path, serial: &str, read_only| Disk {
-            path,
-            format: DiskFormat::Raw,
-            serial: serial.to_owned(),
-            read_only,
         };
-        let vm = VmSpec {
-            vm_id: vm.clone(),
-            vmm_path,
-            accelerator,
-            kernel,
-            initramfs,
-            memory: spec.memory,
-            vcpus: spec.vcpus,
-            disks: vec![disk(root, ROOT_SERIAL, true), disk(upper, UPPER_SERIAL, false)],
-            ram: Ram::default(),
-            runtime_dir: self.home.run_dir(&spec.id),
-        };
+        let Start { ram, restore, source } = start;
+        let home = &self.machines.home;
         let hostname = spec.handle.as_ref().map_or(spec.id.as_str(), |handle| handle.as_str());
         let config = WorkerConfig {
             instance_id: spec.id.clone(),
-            vm,
+            vm: machine.vm(vm, disk::path(home, &spec.id), ram, home.run_dir(&spec.id)),
             hostname: hostname.to_owned(),
             machine_id: machine_id(&spec.id),
-            boot_timeout_ms: u64::try_from(self.boot_timeout.as_millis()).unwrap_or(u64::MAX),
+            boot_timeout_ms: self.machines.boot_timeout_ms(),
             boot_attempts: BOOT_ATTEMPTS,
-            restore: None,
-            machine: String::new(),
+            restore,
+            machine: machine.key.clone(),
             template: false,
         };
-        Ok((worker, config))
+        let (find_us, all_us) = (found.as_micros(), began.elapsed().as_micros());
+        tracing::debug!(instance = %spec.id, find_us, all_us, "prepared a VM");
+        Ok(Prepared { machine, config, notes, source })
     }
 
-    fn disk(&self, id: &InstanceId) -> Result<PathBuf, LaunchError> {
-        let dir = self.home.instance_dir(id);
-        let disk = dir.join(DISK_FILE);
-        if !disk.exists() {
-            let template = self.assets.path(Asset::DiskTemplate).map_err(missing)?;
-            let made = files::make_dir(&dir).and_then(|()| files::copy_sparse(&template, &disk));
-            made.map_err(|e| LaunchError {
-                message: format!("cannot create the disk {}: {e}", disk.display()),
+    fn wake(
+        &self,
+        spec: &InstanceSpec,
+        machine: &Machine,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Start>, LaunchError> {
+        let taken = self.memories.take(&spec.id, &machine.key, spec.memory);
+        let taken = taken.map_err(|e| memory_trouble("cannot take the saved memory out", &e))?;
+        let why = match taken {
+            Taken::None => return Ok(None),
+            Taken::Unusable(why) => why,
+            Taken::Saved(saved) => {
+                let dir = self.machines.home.memory_dir(&spec.id);
+                let restore = Restore {
+                    state: dir.join(STATE_FILE),
+                    kind: StartKind::Restore,
+                    boot_id: Some(saved.boot_id),
+                };
+                let ram = Ram::File { path: dir.join(RAM_FILE) };
+                return Ok(Some(Start { ram, restore: Some(restore), source: Source::Saved }));
+            }
+        };
+        notes.push(format!("the saved memory cannot be used: {why}; booting from the disk instead"));
+        Ok(None)
+    }
+
+    /// Only a VM without a disk can be: the memory of a template knows its own disk.
+    fn try_template(&self, spec: &InstanceSpec, machine: &Machine, notes: &mut Vec<String>) -> Option<Start> {
+        if disk::exists(&self.machines.home, &spec.id) {
+            return None;
+        }
+        let started = match self.templates.find(machine) {
+            Ok(None) => return None,
+            Ok(Some(template)) => self.clone_template(spec, template).map_err(|e| e.to_string()),
+            Err(why) => Err(why),
+        };
+        match started {
+            Ok(start) => Some(start),
+            Err(why) => {
+                notes.push(format!("the template cannot be used: {why}; booting instead"));
+                None
+            }
+        }
+    }
+
+    fn clone_template(&self, spec: &InstanceSpec, template: Arc<Template>) -> io::Result<Start> {
+        let began = Instant::now();
+        let home = &self.machines.home;
+        let (ram, memory) = if is_saved_on_disk(spec) {
+            self.memories.make_empty(&spec.id)?;
+            let path = home.memory_dir(&spec.id).join(RAM_FILE);
+            template.copy_memory(&path)?;
+            (Ram::File { path }, None)
+        } else {
+            (Ram::Template, Some(self.templates.sealed(&template)?))
+        };
+        let memory_us = began.elapsed().as_micros();
+        // Last: once there is a disk the instance is never cloned again.
+        disk::make(home, &spec.id, &template.disk(), spec.policy.ephemeral)?;
+        let all_us = began.elapsed().as_micros();
+        tracing::debug!(instance = %spec.id, template = %template.key(), memory_us, all_us, "cloned");
+        let restore = Some(template.restore());
+        Ok(Start { ram, restore, source: Source::Template { template, memory } })
+    }
+
+    fn boot(&self, spec: &InstanceSpec) -> Result<Start, LaunchError> {
+        let home = &self.machines.home;
+        let fresh = !disk::exists(home, &spec.id);
+        if fresh {
+            let empty = self.machines.assets.path(Asset::DiskTemplate).map_err(missing)?;
+            disk::make(home, &spec.id, &empty, spec.policy.ephemeral).map_err(|e| LaunchError {
+                message: format!("cannot create the disk {}: {e}", disk::path(home, &spec.id).display()),
                 hint: Some("`aegis doctor` shows how much space is left".to_owned()),
             })?;
         }
-        Ok(disk)
+        let ram = if is_saved_on_disk(spec) {
+            let made = self.memories.make_empty(&spec.id);
+            made.map_err(|e| memory_trouble("cannot make room for the memory", &e))?;
+            Ram::File { path: home.memory_dir(&spec.id).join(RAM_FILE) }
+        } else {
+            let removed = self.memories.discard(&spec.id);
+            removed.map_err(|e| memory_trouble("cannot remove the memory of an earlier VM", &e))?;
+            Ram::Anonymous
+        };
+        Ok(Start { ram, restore: None, source: Source::Kernel { template_wanted: fresh } })
     }
 }
 
-pub(super) fn missing(e: NotFound) -> LaunchError {
-    LaunchError { message: e.to_string(), hint: Some(e.hint) }
+/// Whether its memory may be on the disk, so that it can be hibernated.
+fn is_saved_on_disk(spec: &InstanceSpec) -> bool {
+    !spec.policy.ephemeral && !spec.policy.no_hibernate
+}
+
+fn memory_trouble(action: &str, e: &io::Error) -> LaunchError {
+    LaunchError {
+        message: format!("{action}: {e}"),
+        hint: Some("`aegis doctor` shows how much space is left".to_owned()),
+    }
 }
 
 /// 32 hexadecimal digits that stay the same for the life of the instance and differ from those of others.
 fn machine_id(id: &InstanceId) -> String {
-    let digest = Sha256::digest(format!("aegisvm machine-id {id}"));
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(format!("aegisvm machine-id {id}"))[..16])
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn machine_ids_are_stable_and_differ() {
-        let id = |n| machine_id(&InstanceId::from_unix_nanos(n));
-        assert_eq!(id(1), id(1));
-        assert_ne!(id(1), id(2));
-        assert!(id(1).len() == 32 && id(1).bytes().all(|b| b.is_ascii_hexdigit()));
-    }
-}
+#[path = "prepare_tests.rs"]
+mod tests;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use aegis_proto::worker::{
-    CONFIG_FILE, CONTROL_FD, CONTROL_SOCKET, IDENTITY_FILE, STREAMS_FD, STREAMS_SOCKET, WorkerConfig,
-    WorkerIdentity,
+    CONFIG_FILE, CONTROL_FD, CONTROL_SOCKET, IDENTITY_FILE, STREAMS_FD, STREAMS_SOCKET, TEMPLATE_FD,
+    WorkerConfig, WorkerIdentity,
 };
 use command_fds::{CommandFdExt as _, FdMapping};
 
@@ -34,9 +34,14 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpawnE
     move |source| SpawnError { action, path, source }
 }
 
-/// Makes the runtime directory of `config` and starts `worker` in it. The directory of an earlier VM is replaced: the
+/// Makes the runtime directory of `config` and starts `worker` in it, with the sealed memory of a template if it is to
+/// have one. The directory of an earlier VM is replaced: the
 /// caller knows that it is gone.
-pub(super) fn spawn(worker: &Path, config: &WorkerConfig) -> Result<Child, SpawnError> {
+pub(super) fn spawn(
+    worker: &Path,
+    config: &WorkerConfig,
+    memory: Option<&File>,
+) -> Result<Child, SpawnError> {
     let dir = &config.vm.runtime_dir;
     files::make_empty_dir(dir).map_err(failed("create", dir))?;
     let listen = |name| {
@@ -51,6 +56,14 @@ pub(super) fn spawn(worker: &Path, config: &WorkerConfig) -> Result<Child, Spawn
     let log = File::options().append(true).create(true).mode(0o600).open(&log_path);
     let log = log.and_then(|log| Ok((log.try_clone()?, log))).map_err(failed("create", &log_path))?;
 
+    let mut descriptors = vec![
+        FdMapping { parent_fd: control, child_fd: CONTROL_FD },
+        FdMapping { parent_fd: streams, child_fd: STREAMS_FD },
+    ];
+    if let Some(memory) = memory {
+        let parent_fd = memory.try_clone().map_err(failed("pass memory to", worker))?.into();
+        descriptors.push(FdMapping { parent_fd, child_fd: TEMPLATE_FD });
+    }
     let mut command = Command::new(worker);
     command
         .arg(&config_path)
@@ -60,12 +73,7 @@ pub(super) fn spawn(worker: &Path, config: &WorkerConfig) -> Result<Child, Spawn
         .stdin(Stdio::null())
         .stdout(log.0)
         .stderr(log.1);
-    command
-        .fd_mappings(vec![
-            FdMapping { parent_fd: control, child_fd: CONTROL_FD },
-            FdMapping { parent_fd: streams, child_fd: STREAMS_FD },
-        ])
-        .map_err(|e| failed("pass sockets to", worker)(io::Error::other(e)))?;
+    command.fd_mappings(descriptors).map_err(|e| failed("pass sockets to", worker)(io::Error::other(e)))?;
     let mut child = command.spawn().map_err(failed("start", worker))?;
     let identified = identify(dir, &child, config);
     if let Err(e) = identified {

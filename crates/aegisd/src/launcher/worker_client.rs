@@ -44,7 +44,7 @@ const ANSWER_MAX: u64 = 4096;
 const CONSOLE_LINES: usize = 20;
 
 /// The worker of one live VM.
-pub(super) struct WorkerClient {
+pub(crate) struct WorkerClient {
     rpc: Client,
     run_dir: PathBuf,
     process: Arc<Process>,
