@@ -53,6 +53,7 @@ fn forbidden_arrows_do_not_exist() {
         "aegis-lifecycle",
         "aegis-store",
         "aegis-image",
+        "aegis-router",
         "aegisd",
     ];
     let io = ["tokio", "rusqlite", "axum", "hyper"];
@@ -67,6 +68,18 @@ fn forbidden_arrows_do_not_exist() {
         ("aegis-link", vec!["aegis-api", "aegis-vmm", "aegis-lifecycle", "hyper", "rusqlite"]),
         ("aegis-store", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "axum", "hyper"]),
         ("aegis-image", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "tokio"]),
+        (
+            "aegis-router",
+            vec![
+                "aegis-api",
+                "aegis-link",
+                "aegis-proto",
+                "aegis-lifecycle",
+                "aegis-store",
+                "aegis-vmm",
+                "axum",
+            ],
+        ),
         ("aegis-vmm-worker", vec!["aegis-api", "aegis-lifecycle", "aegis-store", "axum", "rusqlite"]),
     ];
     for backend in backends {
