@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_proto::worker::{Confinement, Ready};
+use aegis_proto::worker::{Ready, WorkerStatus};
 use aegis_types::{StartKind, VmId};
 use jiff::Timestamp;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -109,8 +109,8 @@ pub(crate) enum Report {
         vm: VmId,
         /// What it said.
         ready: Ready,
-        /// How well the worker is confined, if it could say.
-        confinement: Option<Confinement>,
+        /// What the worker says of itself, if it could say.
+        worker: Option<WorkerStatus>,
     },
 }
 
@@ -129,7 +129,8 @@ pub(crate) struct Live {
     /// The task that does.
     pub(crate) session: Option<AbortHandle>,
     ready: Option<Ready>,
-    confinement: Option<Confinement>,
+    /// What the worker said of itself.
+    about: Option<WorkerStatus>,
     /// When its command began to run, if this daemon saw that.
     running_since: Option<Instant>,
     /// Its receivers learn the end of the VM.
@@ -146,7 +147,7 @@ impl Live {
             talking: Arc::default(),
             session: None,
             ready: None,
-            confinement: None,
+            about: None,
             running_since: None,
             alive: watch::Sender::new(()),
             _room: None,
@@ -157,10 +158,10 @@ impl Live {
     pub(crate) fn adopted(
         vm: VmId,
         worker: Arc<dyn Worker>,
-        confinement: Option<Confinement>,
+        about: Option<WorkerStatus>,
         room: Room,
     ) -> Self {
-        Self { worker: Some(worker), confinement, _room: Some(room), ..Self::new(vm) }
+        Self { worker: Some(worker), about, _room: Some(room), ..Self::new(vm) }
     }
 
     /// Takes the worker that was launched.
@@ -202,6 +203,7 @@ impl Driver {
         (state, startup): (State, Vec<Effect>),
         live: Option<Live>,
     ) -> (Instance, Driver) {
+        let rules = Arc::new(state.rules.clone());
         let (requests, inbox) = mpsc::channel(REQUESTS);
         let (reports, reported) = mpsc::channel(REPORTS);
         let spec = Arc::new(record.spec);
@@ -245,7 +247,7 @@ impl Driver {
         };
         driver.note(&driver.startup.clone());
         driver.publish();
-        (Instance { spec, requests, status: watching }, driver)
+        (Instance { spec, rules, requests, status: watching }, driver)
     }
 
     /// Runs until the instance is deleted, or stopped because the daemon goes down.
@@ -323,7 +325,7 @@ impl Driver {
                 self.launched(&vm, worker, room);
                 self.happen(Event::Launched { vm }).await;
             }
-            Report::Ready { vm, ready, confinement } => {
+            Report::Ready { vm, ready, worker } => {
                 if let Some(live) = self.live.as_mut().filter(|live| live.vm == vm) {
                     let count = match ready.start {
                         StartKind::Cold => &mut self.counters.cold,
@@ -336,7 +338,7 @@ impl Driver {
                         self.last_start = Some(ready.clone());
                     }
                     live.ready = Some(ready);
-                    live.confinement = confinement;
+                    live.about = worker;
                     self.publish();
                 }
             }
@@ -446,7 +448,8 @@ impl Driver {
             VmStatus {
                 vm_id: vm.clone(),
                 ready: live.and_then(|live| live.ready.clone()),
-                confinement: live.and_then(|live| live.confinement.clone()),
+                confinement: live.and_then(|live| Some(live.about.as_ref()?.confinement.clone())),
+                vmm_pid: live.and_then(|live| live.about.as_ref()?.vmm_pid),
             }
         });
         self.status.send_replace(Status {

@@ -13,7 +13,7 @@ use crate::error::{ConnectError, Denied, ExecError};
 use crate::exec::ExecSession;
 use crate::record::InstanceSpec;
 use crate::status::Status;
-use crate::step::{Ask, Use};
+use crate::step::{Ask, Rules, Use};
 use crate::tcp::{Connection, InUse};
 
 /// One instance. Clones are handles to the same one. Dropping a call's future ends the wait, not what was
@@ -21,6 +21,7 @@ use crate::tcp::{Connection, InUse};
 #[derive(Clone)]
 pub struct Instance {
     pub(crate) spec: Arc<InstanceSpec>,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) status: watch::Receiver<Status>,
 }
@@ -29,6 +30,11 @@ impl Instance {
     /// What was asked for.
     pub fn spec(&self) -> &InstanceSpec {
         &self.spec
+    }
+
+    /// What it does by itself.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// What is observed now.

@@ -37,5 +37,5 @@ pub use exec::{ExecEvents, ExecInput, ExecSession};
 pub use instance::Instance;
 pub use manager::{Limits, Manager, Ports};
 pub use status::{Counters, Lease, Status, VmStatus};
-pub use step::{Defaults, Users};
+pub use step::{Defaults, Rules, Users};
 pub use tcp::{Connection, InUse, VmGone};

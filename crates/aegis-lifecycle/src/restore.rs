@@ -83,10 +83,10 @@ async fn look(shared: &Shared, record: &Record) -> (Found, Option<Live>) {
                 Ok(Err(e)) => Err(text::chain(&e)),
                 Err(_) => Err(format!("no answer within {} s", STATUS_TIMEOUT.as_secs())),
             };
-            let confinement = status.as_ref().ok().map(|s| s.confinement.clone());
+            let about = status.as_ref().ok().cloned();
             let found = Found::Alive { vm: vm.clone(), phase: status.map(|s| s.phase) };
             let room = shared.budget.hold(id, record.spec.memory);
-            return (found, Some(Live::adopted(vm, worker, confinement, room)));
+            return (found, Some(Live::adopted(vm, worker, about, room)));
         }
         Adoption::Gone(exited) => exited,
         Adoption::None => None,

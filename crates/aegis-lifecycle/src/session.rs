@@ -94,8 +94,8 @@ impl Session {
         // Whoever was saved with its command running has it running still.
         let adopted = adopted || ready.start == StartKind::Restore;
         let status = timeout(STATUS_TIMEOUT, worker.status()).await;
-        let confinement = status.ok().and_then(Result::ok).map(|s| s.confinement);
-        send(&self.reports, Report::Ready { vm: self.vm.clone(), ready, confinement }).await;
+        let about = status.ok().and_then(Result::ok);
+        send(&self.reports, Report::Ready { vm: self.vm.clone(), ready, worker: about }).await;
         self.start_command(worker.as_ref(), adopted)
             .await
             .map_err(|obstacle| self.explain(obstacle, adopted))?;

@@ -75,4 +75,6 @@ pub struct VmStatus {
     pub ready: Option<Ready>,
     /// How well the worker is confined.
     pub confinement: Option<Confinement>,
+    /// Process id of the VMM.
+    pub vmm_pid: Option<u32>,
 }

@@ -1,12 +1,14 @@
 //! The real daemon inside a test.
 
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use aegis_api::ShutdownMode;
 use aegis_client::Client;
-use aegis_config::{AcceleratorSetting, Setting, Settings};
+use aegis_config::{AcceleratorSetting, Setting, Settings, TemplatesSetting};
 use aegis_types::Accelerator;
 use aegisd::{Daemon, DaemonOptions, Running, StartError};
 use rustix::process::{WaitOptions, waitpid};
@@ -51,13 +53,14 @@ impl TestDaemon {
     ) -> Result<Self, StartError> {
         let settings = Settings {
             accelerator: Setting::default_value(AcceleratorSetting::Fixed(Accelerator::Tcg)),
+            // The fake VMM cannot save, so there is nothing to make templates with; and daemons run side by side.
+            templates: Setting::default_value(TemplatesSetting::Off),
+            router_addr: Setting::default_value((Ipv4Addr::LOCALHOST, 0).into()),
             ..Settings::default()
         };
         let root = home.home().root().to_owned();
         let mut options = DaemonOptions::new(home.home().clone(), settings);
         options.assets = home.assets();
-        // Their builds are processes that no test expects.
-        options.templates.enabled = false;
         change(&mut options);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(2).enable_all().build().expect("threads for a runtime");
@@ -86,7 +89,7 @@ impl TestDaemon {
     /// It does not end.
     pub async fn shut_down(mut self) {
         if let (Some(runtime), Some(running)) = (&self.runtime, self.running.take()) {
-            on(runtime, running.shutdown()).await;
+            on(runtime, running.shutdown(ShutdownMode::Stop)).await;
         }
         self.drop_runtime().await;
     }

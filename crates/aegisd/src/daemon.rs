@@ -6,23 +6,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_config::{AcceleratorSetting, Home, HomeError, Settings};
+use aegis_api::{RouterStatus, ShutdownMode};
+use aegis_config::{AcceleratorSetting, Home, HomeError, Settings, TemplatesSetting, host_memory_mib};
 use aegis_image::ImageError;
 use aegis_lifecycle::ports::{self, Adoption, LaunchError, Launched};
 use aegis_lifecycle::record::{InstanceSpec, Record};
-use aegis_lifecycle::{Manager, Ports};
+use aegis_lifecycle::{Defaults, Limits, Manager, Ports};
+use aegis_router::{Gate, HttpRouter};
 use aegis_store::{Store, StoreError};
 use aegis_types::{InstanceId, VmId};
 use async_trait::async_trait;
 use tokio::net::UnixListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{self, JoinHandle};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::accel::Accel;
 use crate::assets::{AssetFlags, Assets};
+use crate::backends::Backends;
 use crate::digests::Digests;
+use crate::exposes::Exposes;
 use crate::http::{self, App, Ids};
 use crate::images::Images;
 use crate::launcher::machine::Machines;
@@ -32,6 +36,7 @@ use crate::logs::LogStore;
 use crate::registry::{StoredRegistry, to_record};
 use crate::socket;
 use crate::templates::TemplateOptions;
+use crate::text::chain;
 
 /// Time for the commands of instances between SIGTERM and SIGKILL when the daemon ends.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -49,8 +54,6 @@ pub struct DaemonOptions {
     pub settings: Settings,
     /// Files named on the command line.
     pub assets: AssetFlags,
-    /// What becomes of templates by themselves.
-    pub templates: TemplateOptions,
     /// What starts VMs; worker processes when absent.
     pub launcher: Option<Arc<dyn ports::Launcher>>,
     /// Time for the commands of instances between SIGTERM and SIGKILL at [`Running::shutdown`].
@@ -64,7 +67,6 @@ impl DaemonOptions {
             home,
             settings,
             assets: AssetFlags::default(),
-            templates: TemplateOptions::default(),
             launcher: None,
             stop_grace: STOP_GRACE,
         }
@@ -115,6 +117,8 @@ pub struct Running {
     registry: Store,
     /// Unless another launcher was given.
     workers: Option<Arc<Launcher>>,
+    /// Unless its address is taken.
+    http_router: Option<HttpRouter>,
     stop_grace: Duration,
     server: JoinHandle<()>,
     stop_accepting: Arc<Notify>,
@@ -127,7 +131,7 @@ impl Daemon {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: DaemonOptions) -> Result<Running, StartError> {
-        let DaemonOptions { home, settings, assets, templates, launcher, stop_grace } = options;
+        let DaemonOptions { home, settings, assets, launcher, stop_grace } = options;
         Launcher::check_home(&home).map_err(failed("use the home", home.root().to_owned()))?;
         home.ensure()?;
         let lock = HomeLock::take(&home)?;
@@ -168,7 +172,7 @@ impl Daemon {
                     digests,
                     boot_timeout: settings.boot_timeout.value,
                 };
-                let launcher = Launcher::new(machines, Arc::clone(&accel), templates);
+                let launcher = Launcher::new(machines, Arc::clone(&accel), template_options(&settings));
                 launcher.reap_orphans(&ids).await.map_err(failed("look through", home.run()))?;
                 let resumed = launcher.resume_background_work(ids.clone()).await;
                 resumed.map_err(failed("look through", home.templates()))?;
@@ -179,8 +183,14 @@ impl Daemon {
         let launcher = Arc::new(WithLogs { launcher, logs: Arc::clone(&logs) });
         let ports =
             Ports { launcher, registry: Arc::new(StoredRegistry(registry.clone())), logs: logs.clone() };
-        let manager = Manager::new(ports);
+        let manager = Manager::new(ports, limits(&settings));
         manager.restore(records).await;
+        let backends = Arc::new(Backends::default());
+        let gate = Gate::new(Arc::clone(&backends) as _, aegis_router::Limits::default());
+        let exposes = Arc::new(Exposes::new(Arc::clone(&gate), registry.clone()));
+        backends.introduce(manager.clone(), &exposes);
+        open_ports(&exposes, &manager, &logs).await?;
+        let (http_router, router) = open_router(gate, &settings);
         let tasks = TaskTracker::new();
         if settings.accelerator.value == AcceleratorSetting::Auto {
             // Early, so that the first boot does not wait for a trial. Missing files are reported by that boot.
@@ -195,10 +205,14 @@ impl Daemon {
             accel,
             home,
             settings,
+            exposes,
+            router,
+            templates: workers.as_ref().map(|launcher| Arc::clone(launcher.templates())),
+            ending: watch::Sender::new(None),
             tasks,
             ids: Ids::default(),
         });
-        Running::serve(app, registry, workers, stop_grace, lock)
+        Running::serve(app, registry, workers, http_router, stop_grace, lock)
     }
 }
 
@@ -207,6 +221,7 @@ impl Running {
         app: Arc<App>,
         registry: Store,
         workers: Option<Arc<Launcher>>,
+        http_router: Option<HttpRouter>,
         stop_grace: Duration,
         lock: HomeLock,
     ) -> Result<Running, StartError> {
@@ -231,7 +246,17 @@ impl Running {
         files::write_atomically(&home.pid_file(), pid.as_bytes())
             .map_err(failed("write", home.pid_file()))?;
         tracing::info!(socket = %home.socket().display(), "listening");
-        Ok(Running { home, app, registry, workers, stop_grace, server, stop_accepting, _lock: lock })
+        Ok(Running {
+            home,
+            app,
+            registry,
+            workers,
+            http_router,
+            stop_grace,
+            server,
+            stop_accepting,
+            _lock: lock,
+        })
     }
 
     /// The socket of the API.
@@ -244,17 +269,38 @@ impl Running {
         self.home.root()
     }
 
-    /// Accepts no more connections, stops all VMs, ends open streams and removes socket and pid file.
-    pub async fn shutdown(self) {
-        let Running { home, app, registry, workers, stop_grace, mut server, stop_accepting, _lock } = self;
+    /// Waits until a client of the API asks for the end, and says what is to become of running instances.
+    pub async fn asked_to_end(&self) -> ShutdownMode {
+        let mut ending = self.app.ending.subscribe();
+        let asked = ending.wait_for(Option::is_some).await.map(|mode| *mode);
+        asked.ok().flatten().unwrap_or_default()
+    }
+
+    /// Accepts no more connections, ends all VMs, ends open streams and removes socket and pid file.
+    pub async fn shutdown(self, mode: ShutdownMode) {
+        let Running {
+            home,
+            app,
+            registry,
+            workers,
+            http_router,
+            stop_grace,
+            mut server,
+            stop_accepting,
+            _lock,
+        } = self;
         remove(&home.socket());
         stop_accepting.notify_one();
+        if let Some(router) = http_router {
+            router.shut_down().await;
+        }
+        app.exposes.shut_down().await;
         if let Some(workers) = &workers
             && timeout(WORKERS_DEADLINE, workers.templates().shutdown()).await.is_err()
         {
             tracing::error!("the making of a template did not end");
         }
-        app.manager.shutdown(stop_grace).await;
+        app.manager.shutdown(stop_grace, mode == ShutdownMode::Hibernate).await;
         app.logs.close().await;
         app.tasks.close();
         let drained = async { tokio::join!(app.tasks.wait(), &mut server) };
@@ -269,6 +315,49 @@ impl Running {
         }
         registry.close().await;
         remove(&home.pid_file());
+    }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        defaults: Defaults {
+            pause_after: settings.pause_after.value,
+            hibernate_after: settings.hibernate_after.value,
+        },
+        ram_budget: settings.ram_budget.value.mib(host_memory_mib()),
+    }
+}
+
+fn template_options(settings: &Settings) -> TemplateOptions {
+    TemplateOptions {
+        enabled: settings.templates.value == TemplatesSetting::Auto,
+        age_max: settings.templates_max_age.value,
+        bytes_max: settings.templates_max_mib.value << 20,
+    }
+}
+
+/// Listens on the ports of enabled instances. One that cannot be had is told in the log of its instance.
+async fn open_ports(exposes: &Exposes, manager: &Manager, logs: &LogStore) -> Result<(), StartError> {
+    let enabled = |id: &InstanceId| manager.find(id.as_str()).is_some_and(|i| i.status().enabled);
+    for (id, problem) in exposes.restore(enabled).await? {
+        tracing::warn!(instance = %id, "{problem}");
+        ports::LogSink::system(logs, &id, ports::SystemMessage::Error(problem)).await;
+    }
+    Ok(())
+}
+
+/// The HTTP router, if it can be had: everything else works without it.
+fn open_router(gate: Arc<Gate>, settings: &Settings) -> (Option<HttpRouter>, RouterStatus) {
+    match HttpRouter::bind(gate, settings.router_addr.value) {
+        Ok(router) => {
+            let address = Some(router.local_addr());
+            (Some(router), RouterStatus { address, problem: None })
+        }
+        Err(error) => {
+            let problem = chain(&error);
+            tracing::warn!("{problem}; ports of instances work all the same");
+            (None, RouterStatus { address: None, problem: Some(problem) })
+        }
     }
 }
 

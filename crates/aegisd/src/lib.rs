@@ -9,8 +9,10 @@
 
 mod accel;
 mod assets;
+mod backends;
 mod daemon;
 mod digests;
+mod exposes;
 mod http;
 mod images;
 mod launcher;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use aegis_api::ShutdownMode;
 use aegis_config::{AcceleratorSetting, Home, Settings};
 use aegisd::{AssetFlags, Daemon, DaemonOptions};
 use clap::Parser;
@@ -109,10 +110,13 @@ async fn serve(options: DaemonOptions) -> Result<(), Box<dyn Error>> {
     // Before anything is started: a signal during the start ends the daemon in order, too.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let daemon = Daemon::start(options).await?;
-    asked_to_end(&mut interrupt, &mut terminate).await;
-    tracing::info!("shutting down");
+    let mode = tokio::select! {
+        () = asked_to_end(&mut interrupt, &mut terminate) => ShutdownMode::default(),
+        mode = daemon.asked_to_end() => mode,
+    };
+    tracing::info!(?mode, "shutting down");
     tokio::select! {
-        () = daemon.shutdown() => tracing::info!("shut down"),
+        () = daemon.shutdown(mode) => tracing::info!("shut down"),
         () = asked_to_end(&mut interrupt, &mut terminate) => {
             tracing::warn!("asked again: ending at once; VMs that still run are taken over by the next aegisd");
         }

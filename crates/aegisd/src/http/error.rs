@@ -85,6 +85,18 @@ pub(super) fn denied(action: &str, instance: &Instance, denied: Denied) -> ApiEr
                 .with_cause(message)
                 .with_hint(format!("see `aegis logs {name}`"))
         }
+        Denied::CrashLoop { count } => {
+            ApiError::new(ErrorCode::CrashLoop, format!("cannot {action} instance `{name}`"))
+                .with_cause(format!("it failed right after its start {count} times in a row"))
+                .with_hint(format!("see `aegis logs {name}`, then `aegis instance start --name {name}`"))
+        }
+        Denied::LifetimeOver => refused(ErrorCode::WrongState, "it reached its `--max-lifetime`")
+            .with_hint(format!("`aegis instance start --name {name}` gives it another life")),
+        Denied::KeepsMemory { why } => refused(ErrorCode::WrongState, why),
+        Denied::Hibernating => {
+            refused(ErrorCode::WrongState, "it is being hibernated").with_hint("try again in a moment")
+        }
+        Denied::InUse => refused(ErrorCode::WrongState, "it is in use"),
         Denied::Interrupted { reason } => {
             refused(ErrorCode::WrongState, &format!("it stopped in the meantime ({reason})"))
         }

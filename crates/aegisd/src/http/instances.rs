@@ -4,11 +4,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use aegis_api::{
-    CreateInstance, CreatedInstance, ErrorCode, InstanceInfo, InstanceSummary, PruneReply, StateReply,
+    CreateInstance, CreatedInstance, Endpoint, ErrorCode, InstanceInfo, InstanceSummary, PruneReply, StateReply,
 };
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Denied, Instance};
-use aegis_types::{InstanceId, InstanceState, StopReason, parse_duration};
+use aegis_types::{InstanceId, InstanceState, Policy, StopReason, parse_duration};
 use axum::extract::State;
 use axum::http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
@@ -17,9 +17,9 @@ use tokio::task;
 
 use super::error::{ApiError, denied, label, no_image, not_created};
 use super::extract::{Json, Params, Target};
-use super::{Shared, view};
+use super::{Shared, ports, view};
 
-type Answer<T> = Result<axum::Json<T>, ApiError>;
+pub(super) type Answer<T> = Result<axum::Json<T>, ApiError>;
 
 /// `POST /v1/instances`
 pub(super) async fn create(
@@ -28,14 +28,21 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, axum::Json<CreatedInstance>), ApiError> {
     let existing = request.handle.as_ref().and_then(|handle| app.manager.find(handle.as_str()));
     match existing {
-        Some(instance) => Ok((StatusCode::OK, axum::Json(start_existing(&instance, &request).await?))),
+        Some(instance) => {
+            Ok((StatusCode::OK, axum::Json(start_existing(&app, &instance, &request).await?)))
+        }
         None => Ok((StatusCode::CREATED, axum::Json(create_new(&app, request).await?))),
     }
 }
 
-async fn start_existing(instance: &Instance, request: &CreateInstance) -> Result<CreatedInstance, ApiError> {
+async fn start_existing(
+    app: &Shared,
+    instance: &Instance,
+    request: &CreateInstance,
+) -> Result<CreatedInstance, ApiError> {
+    let policy = request.policy().map_err(|e| ApiError::invalid(e.to_string()))?;
     let state = instance.status().state;
-    if state != InstanceState::Stopped {
+    if !matches!(state, InstanceState::Stopped | InstanceState::Hibernated) {
         let name = label(instance);
         return Err(ApiError::new(
             ErrorCode::AlreadyExists,
@@ -43,7 +50,10 @@ async fn start_existing(instance: &Instance, request: &CreateInstance) -> Result
         )
         .with_hint(format!("choose another name, or remove it: `aegis instance delete {name}`")));
     }
-    instance.start().await.map_err(|e| denied("start", instance, e))?;
+    for wanted in &request.exposes {
+        ports::expose_now(app, instance, (*wanted).into()).await?;
+    }
+    start_and_listen(app, instance).await?;
     let spec = instance.spec();
     let differs = [
         ("command", !request.command.is_empty() && request.command != spec.command),
@@ -52,10 +62,18 @@ async fn start_existing(instance: &Instance, request: &CreateInstance) -> Result
         ("workdir", request.workdir.is_some() && request.workdir != spec.workdir),
         ("memory", request.memory_mb.is_some_and(|memory| memory != spec.memory)),
         ("cpus", request.vcpus.is_some_and(|vcpus| vcpus != spec.vcpus)),
+        ("policy", policy != Policy::default() && policy != spec.policy),
     ];
     let warn = |what: &str| format!("the instance exists already and keeps its own {what}");
     let warnings = differs.iter().filter(|(_, differs)| *differs).map(|(what, _)| warn(what)).collect();
-    Ok(created(spec, warnings))
+    Ok(created(spec, app.exposes.endpoints(&spec.id), warnings))
+}
+
+/// Starts an instance and listens on its ports again, which it had not while it was disabled.
+async fn start_and_listen(app: &Shared, instance: &Instance) -> Result<(), ApiError> {
+    instance.start().await.map_err(|e| denied("start", instance, e))?;
+    ports::listen(app, instance).await;
+    Ok(())
 }
 
 async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInstance, ApiError> {
@@ -83,29 +101,36 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         created_at: Timestamp::now(),
     };
     // A task of its own: the log must not stay without an instance when the client goes away.
-    let app = app.clone();
+    let (app, exposes) = (app.clone(), request.exposes);
     let creating = app.clone().tasks.spawn(async move {
+        // Before there is an instance: without its ports it is not created.
+        let ports = ports::open_all(&app, &spec, exposes).await?;
         // Before the boot, so that a follower misses nothing of it.
         app.logs.create(spec.id.clone()).await;
-        let outcome = app.manager.create(spec.clone()).await;
-        if outcome.is_err() {
-            // Best effort: what has no instance is removed at the next start anyway.
-            let _ = app.logs.remove(&spec.id).await;
+        match app.manager.create(spec.clone()).await {
+            Ok(instance) => {
+                ports::record(&app, &spec.id).await?;
+                Ok(created(instance.spec(), ports, Vec::new()))
+            }
+            Err(error) => {
+                app.exposes.forget(&spec.id).await;
+                // Best effort: what has no instance is removed at the next start anyway.
+                let _ = app.logs.remove(&spec.id).await;
+                Err(not_created(error))
+            }
         }
-        outcome
     });
-    let instance = creating.await.expect("creating does not panic").map_err(not_created)?;
-    Ok(created(instance.spec(), Vec::new()))
+    creating.await.expect("creating does not panic")
 }
 
-fn created(spec: &InstanceSpec, warnings: Vec<String>) -> CreatedInstance {
+fn created(spec: &InstanceSpec, endpoints: Vec<Endpoint>, warnings: Vec<String>) -> CreatedInstance {
     CreatedInstance {
         id: spec.id.clone(),
         state: InstanceState::Starting,
         command: spec.command.clone(),
         handle: spec.handle.clone(),
         image_ref: spec.image.clone(),
-        endpoints: Vec::new(),
+        endpoints,
         warnings,
     }
 }
@@ -155,25 +180,27 @@ pub(super) async fn list(
     State(app): State<Shared>,
     Params(params): Params<ListParams>,
 ) -> Answer<Vec<InstanceSummary>> {
-    use InstanceState::{Paused, Running, Starting, Stopped};
+    use InstanceState::{Hibernated, Paused, Running, Starting, Stopped};
     let state = match params.state.as_deref() {
         None | Some("") => None,
         Some(text) => {
-            Some([Stopped, Starting, Running, Paused].into_iter().find(|s| s.as_str() == text).ok_or_else(
-                || ApiError::invalid("unknown state: it is `stopped`, `starting`, `running` or `paused`"),
-            )?)
+            let all = [Stopped, Starting, Running, Paused, Hibernated];
+            Some(all.into_iter().find(|s| s.as_str() == text).ok_or_else(|| {
+                let names = all.map(|state| format!("`{state}`")).join(", ");
+                ApiError::invalid(format!("unknown state: it is one of {names}"))
+            })?)
         }
     };
-    Ok(axum::Json(view::listed(app.manager.list(), state)))
+    Ok(axum::Json(view::listed(app.manager.list(), state, &app.exposes)))
 }
 
 /// `GET /v1/instances/{target}`
 pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) -> axum::Json<InstanceInfo> {
     let accelerator = app.accel.known().map(|verdict| verdict.accelerator);
-    axum::Json(view::info(instance.spec(), instance.status(), accelerator))
+    axum::Json(view::info(&instance, app.exposes.endpoints(&instance.spec().id), accelerator))
 }
 
-async fn act<F: Future<Output = Result<(), Denied>>>(
+pub(super) async fn act<F: Future<Output = Result<(), Denied>>>(
     instance: &Instance,
     action: &'static str,
     status: &str,
@@ -184,8 +211,9 @@ async fn act<F: Future<Output = Result<(), Denied>>>(
 }
 
 /// `POST …/start`
-pub(super) async fn start(Target(instance): Target) -> Answer<StateReply> {
-    act(&instance, "start", "starting", instance.start()).await
+pub(super) async fn start(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
+    start_and_listen(&app, &instance).await?;
+    Ok(axum::Json(StateReply { status: "starting".to_owned() }))
 }
 
 /// `POST …/stop`
@@ -194,13 +222,20 @@ pub(super) async fn stop(Target(instance): Target) -> Answer<StateReply> {
 }
 
 /// `POST …/restart`
-pub(super) async fn restart(Target(instance): Target) -> Answer<StateReply> {
-    act(&instance, "restart", "restarting", instance.restart()).await
+pub(super) async fn restart(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
+    let answer = act(&instance, "restart", "restarting", instance.restart()).await;
+    ports::listen(&app, &instance).await;
+    answer
 }
 
 /// `POST …/disable`
-pub(super) async fn disable(Target(instance): Target) -> Answer<StateReply> {
-    act(&instance, "disable", "disabled", instance.disable()).await
+pub(super) async fn disable(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
+    let answer = act(&instance, "disable", "disabled", instance.disable()).await;
+    // Whatever came of the stop: from now on nobody may wake it.
+    if !instance.status().enabled {
+        app.exposes.close(&instance.spec().id).await;
+    }
+    answer
 }
 
 /// `POST …/pause`
@@ -214,8 +249,12 @@ pub(super) async fn resume(Target(instance): Target) -> Answer<StateReply> {
 }
 
 /// `DELETE /v1/instances/{target}`
-pub(super) async fn delete(Target(instance): Target) -> Answer<StateReply> {
-    act(&instance, "delete", "deleted", instance.delete()).await
+pub(super) async fn delete(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
+    let answer = act(&instance, "delete", "deleted", instance.delete()).await;
+    if instance.status().deleted {
+        app.exposes.forget(&instance.spec().id).await;
+    }
+    answer
 }
 
 #[derive(Deserialize)]
@@ -242,7 +281,10 @@ pub(super) async fn prune(
             continue;
         }
         match instance.delete().await {
-            Ok(()) => ids.push(instance.spec().id.clone()),
+            Ok(()) => {
+                app.exposes.forget(&instance.spec().id).await;
+                ids.push(instance.spec().id.clone());
+            }
             // Somebody else deleted it.
             Err(Denied::Deleted) => {}
             Err(error) => tracing::warn!(%error, instance = %instance.spec().id, "cannot prune an instance"),

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 
 use aegis_api::LogEntry;
+use aegis_lifecycle::InUse;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::task;
 
-use super::error::{ApiError, label, not_found};
+use super::error::{ApiError, denied, label, not_found};
 use super::extract::{Params, Target};
 use super::{Shared, ndjson, write_line};
 use crate::launcher::{files, kept_console, live_console};
@@ -26,6 +27,7 @@ const CONSOLE_MAX: u64 = 1 << 20;
 #[derive(Deserialize)]
 pub(super) struct LogParams {
     follow: Option<String>,
+    attach: Option<String>,
     since: Option<String>,
     tail: Option<String>,
     exec_id: Option<String>,
@@ -39,7 +41,11 @@ pub(super) async fn logs(
 ) -> Result<Response, ApiError> {
     let query = Query::parse(params)?;
     let reader = app.logs.read(&instance.spec().id).ok_or_else(|| not_found(label(&instance)))?;
-    let answer = LogAnswer { reader, query };
+    let in_use = match query.attach {
+        true => Some(instance.attach().await.map_err(|e| denied("follow", &instance, e))?),
+        false => None,
+    };
+    let answer = LogAnswer { reader, query, _in_use: in_use };
     Ok(ndjson(stream::unfold(answer, |mut answer| async {
         answer.next().await.map(|bytes| (bytes, answer))
     })))
@@ -49,6 +55,8 @@ pub(super) async fn logs(
 #[derive(Debug, PartialEq, Eq)]
 struct Query {
     follow: bool,
+    /// The instance is in use while the answer is read.
+    attach: bool,
     /// Only entries after this time.
     since: Option<Timestamp>,
     /// Only the newest of what is there at first. Taken when it was applied.
@@ -58,11 +66,8 @@ struct Query {
 
 impl Query {
     fn parse(params: LogParams) -> Result<Self, ApiError> {
-        let follow = match params.follow.as_deref() {
-            None | Some("" | "0" | "false") => false,
-            Some("1" | "true") => true,
-            Some(_) => return Err(ApiError::invalid("`follow` must be 1 or 0")),
-        };
+        let follow = flag("follow", params.follow.as_deref())?;
+        let attach = flag("attach", params.attach.as_deref())?;
         let since = match params.since.as_deref() {
             None | Some("") => None,
             Some(text) => Some(
@@ -76,7 +81,7 @@ impl Query {
                 Some(text.parse().map_err(|_| ApiError::invalid("`tail` must be a number of lines"))?)
             }
         };
-        Ok(Self { follow, since, tail, exec_id: params.exec_id.filter(|id| !id.is_empty()) })
+        Ok(Self { follow, attach, since, tail, exec_id: params.exec_id.filter(|id| !id.is_empty()) })
     }
 
     fn wants(&self, entry: &LogEntry) -> bool {
@@ -88,6 +93,16 @@ impl Query {
 struct LogAnswer {
     reader: Reader,
     query: Query,
+    /// Ends with the answer.
+    _in_use: Option<InUse>,
+}
+
+fn flag(name: &str, text: Option<&str>) -> Result<bool, ApiError> {
+    match text {
+        None | Some("" | "0" | "false") => Ok(false),
+        Some("1" | "true") => Ok(true),
+        Some(_) => Err(ApiError::invalid(format!("`{name}` must be 1 or 0"))),
+    }
 }
 
 impl LogAnswer {
@@ -163,15 +178,27 @@ mod tests {
 
     fn parse(follow: &str, since: &str, tail: &str) -> Option<Query> {
         let some = |text: &str| Some(text.to_owned());
-        Query::parse(LogParams { follow: some(follow), since: some(since), tail: some(tail), exec_id: None })
-            .ok()
+        let params = LogParams {
+            follow: some(follow),
+            attach: None,
+            since: some(since),
+            tail: some(tail),
+            exec_id: None,
+        };
+        Query::parse(params).ok()
     }
 
     #[test]
     fn queries_are_checked() {
-        let query = Query { follow: true, since: Some(Timestamp::UNIX_EPOCH), tail: Some(5), exec_id: None };
+        let query = Query {
+            follow: true,
+            attach: false,
+            since: Some(Timestamp::UNIX_EPOCH),
+            tail: Some(5),
+            exec_id: None,
+        };
         assert_eq!(parse("true", "1970-01-01T00:00:00Z", "5"), Some(query));
-        assert_eq!(parse("", "", ""), Some(Query { follow: false, since: None, tail: None, exec_id: None }));
+        assert_eq!(parse("", "", ""), Some(Query { follow: false, attach: false, since: None, tail: None, exec_id: None }));
         assert!(
             parse("yes", "", "").is_none() && parse("", "now", "").is_none() && parse("", "", "-1").is_none()
         );

@@ -7,16 +7,22 @@ mod error;
 mod exec;
 mod extract;
 mod images;
+mod idle;
 mod instances;
 mod logs;
+mod metrics;
+mod ports;
+mod stats;
 mod status;
+mod templates;
 mod view;
+mod wait;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aegis_api::{ErrorCode, NDJSON, paths};
+use aegis_api::{ErrorCode, NDJSON, RouterStatus, ShutdownMode, paths};
 use aegis_config::{Home, Settings};
 use aegis_lifecycle::Manager;
 use axum::body::Body;
@@ -24,18 +30,21 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::accel::Accel;
 use crate::assets::Assets;
+use crate::exposes::Exposes;
 use crate::images::Images;
 use crate::logs::LogStore;
+use crate::templates::Templates;
 use error::ApiError;
 
 /// Longest body of a JSON request, in bytes.
@@ -50,6 +59,12 @@ pub(crate) struct App {
     pub(crate) accel: Arc<Accel>,
     pub(crate) home: Home,
     pub(crate) settings: Settings,
+    pub(crate) exposes: Arc<Exposes>,
+    pub(crate) router: RouterStatus,
+    /// Absent with a launcher that has none.
+    pub(crate) templates: Option<Arc<Templates>>,
+    /// A client asked for the end of the daemon.
+    pub(crate) ending: watch::Sender<Option<ShutdownMode>>,
     /// What goes on without its client: execs.
     pub(crate) tasks: TaskTracker,
     pub(crate) ids: Ids,
@@ -87,9 +102,19 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(&of("disable"), post(instances::disable))
         .route(&of("pause"), post(instances::pause))
         .route(&of("resume"), post(instances::resume))
+        .route(&of("hibernate"), post(idle::hibernate))
+        .route(&of("keepalive"), post(idle::keep_awake).delete(idle::release))
+        .route(&of("wait"), get(wait::wait))
+        .route(&of("expose"), post(ports::expose))
+        .route(&of("expose/{guest_port}"), delete(ports::unexpose))
         .route(&of("exec"), post(exec::exec))
         .route(&of("logs"), get(logs::logs))
         .route(&of("console"), get(logs::console))
+        .route(paths::STATS, get(stats::stats))
+        .route(paths::METRICS, get(metrics::metrics))
+        .route(paths::TEMPLATES, get(templates::list).post(templates::build))
+        .route(paths::TEMPLATES_PRUNE, post(templates::prune))
+        .route(paths::SHUTDOWN, post(status::shutdown))
         .route(paths::IMAGES, get(images::list))
         .route(paths::IMAGE_IMPORT, post(images::import).layer(DefaultBodyLimit::disable()))
         .fallback(unknown_path)

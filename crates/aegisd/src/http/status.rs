@@ -1,18 +1,20 @@
 //! The daemon itself.
 
-use aegis_api::{BackendCapabilities, DaemonStatus};
+use aegis_api::{BackendCapabilities, DaemonStatus, ShutdownMode, ShutdownRequest, StateReply};
 use aegis_types::InstanceState;
 use axum::extract::State;
 use tokio::task;
 
 use super::Shared;
+use super::extract::Json;
 
 /// `GET /v1/status`
 pub(super) async fn status(State(app): State<Shared>) -> axum::Json<DaemonStatus> {
     let assets = app.assets.clone();
     let assets =
         task::spawn_blocking(move || assets.report()).await.expect("looking for files does not panic");
-    let live = app.manager.list().iter().filter(|i| i.status().state != InstanceState::Stopped).count();
+    let is_live = |state| !matches!(state, InstanceState::Stopped | InstanceState::Hibernated);
+    let live = app.manager.list().iter().filter(|i| is_live(i.status().state)).count();
     let verdict = app.accel.known();
     axum::Json(DaemonStatus {
         status: "running".to_owned(),
@@ -21,7 +23,7 @@ pub(super) async fn status(State(app): State<Shared>) -> axum::Json<DaemonStatus
         backend: "qemu".to_owned(),
         capabilities: BackendCapabilities {
             pause_resume: true,
-            persistent_pause: false,
+            persistent_pause: true,
             boot_from_disk_layers: true,
             // Guests have no network device yet.
             network_backend: "none".to_owned(),
@@ -30,7 +32,20 @@ pub(super) async fn status(State(app): State<Shared>) -> axum::Json<DaemonStatus
         accelerator_reason: verdict.map(|verdict| verdict.reason.clone()),
         assets,
         live_vms: u32::try_from(live).unwrap_or(u32::MAX),
-        router: None,
-        ram_budget_mb: None,
+        router: Some(app.router.clone()),
+        ram_budget_mb: app.manager.memory().0,
     })
+}
+
+/// `POST /v1/shutdown`
+pub(super) async fn shutdown(
+    State(app): State<Shared>,
+    Json(request): Json<ShutdownRequest>,
+) -> axum::Json<StateReply> {
+    app.ending.send_replace(Some(request.mode));
+    let status = match request.mode {
+        ShutdownMode::Hibernate => "hibernating",
+        ShutdownMode::Stop => "stopping",
+    };
+    axum::Json(StateReply { status: status.to_owned() })
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use aegis_api::{InstanceInfo, InstanceSummary};
+use aegis_api::{Endpoint, InstanceInfo, InstanceSummary};
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Instance, Status};
 use aegis_proto::worker::Confinement;
 use aegis_types::{Accelerator, InstanceState};
+
+use crate::exposes::Exposes;
 
 /// Lists show running, starting, paused, hibernated and stopped instances in this order, and disabled ones last.
 fn rank(status: &Status) -> u8 {
@@ -21,7 +23,17 @@ fn rank(status: &Status) -> u8 {
 }
 
 /// Instances of this state, or all, in the order of lists.
-pub(super) fn listed(instances: Vec<Instance>, state: Option<InstanceState>) -> Vec<InstanceSummary> {
+pub(super) fn listed(
+    instances: Vec<Instance>,
+    state: Option<InstanceState>,
+    exposes: &Exposes,
+) -> Vec<InstanceSummary> {
+    let of = |instance: &Instance| exposes.endpoints(&instance.spec().id);
+    sorted(instances, state).iter().map(|(i, status)| summary(i.spec(), status, of(i))).collect()
+}
+
+/// Instances of this state, or all, with what is observed of them, in the order of lists.
+pub(super) fn sorted(instances: Vec<Instance>, state: Option<InstanceState>) -> Vec<(Instance, Status)> {
     let with_status = instances.into_iter().map(|instance| {
         let status = instance.status();
         (instance, status)
@@ -32,10 +44,10 @@ pub(super) fn listed(instances: Vec<Instance>, state: Option<InstanceState>) -> 
         let key = |instance: &Instance, status| (rank(status), instance.spec().created_at);
         key(a, a_status).cmp(&key(b, b_status)).then_with(|| a.spec().id.cmp(&b.spec().id))
     });
-    chosen.into_iter().map(|(instance, status)| summary(instance.spec(), &status)).collect()
+    chosen
 }
 
-fn summary(spec: &InstanceSpec, status: &Status) -> InstanceSummary {
+fn summary(spec: &InstanceSpec, status: &Status, endpoints: Vec<Endpoint>) -> InstanceSummary {
     InstanceSummary {
         id: spec.id.clone(),
         handle: spec.handle.clone(),
@@ -47,18 +59,27 @@ fn summary(spec: &InstanceSpec, status: &Status) -> InstanceSummary {
         updated_at: status.updated_at,
         stopped_at: status.stopped.as_ref().map(|stop| stop.at),
         last_active_at: status.last_active_at,
-        active_connections: 0,
-        endpoints: Vec::new(),
+        active_connections: status.users.connections,
+        endpoints,
     }
 }
 
 /// Everything about an instance. `accelerator` is what VMs get.
-pub(super) fn info(spec: &InstanceSpec, status: Status, accelerator: Option<Accelerator>) -> InstanceInfo {
+pub(super) fn info(
+    instance: &Instance,
+    endpoints: Vec<Endpoint>,
+    accelerator: Option<Accelerator>,
+) -> InstanceInfo {
+    let (spec, rules, status) = (instance.spec(), instance.rules(), instance.status());
     let (stopped_at, stop_reason, exit_code, last_error) = match status.stopped {
         Some(stop) => (Some(stop.at), Some(stop.reason), stop.exit_code, stop.error),
         None => (None, None, None, None),
     };
     let accelerator = accelerator.filter(|_| status.vm.is_some());
+    let (lease_held, lease_reason, lease_expires_at) = match status.lease {
+        Some(lease) => (true, lease.reason, Some(lease.expires_at)),
+        None => (false, None, None),
+    };
     let (ready, confinement) = status.vm.map_or((None, None), |vm| (vm.ready, vm.confinement));
     InstanceInfo {
         id: spec.id.clone(),
@@ -84,26 +105,26 @@ pub(super) fn info(spec: &InstanceSpec, status: Status, accelerator: Option<Acce
         harness_version: ready.map(|ready| ready.harness_version),
         accelerator,
         confinement: confinement.as_ref().map(confinement_text),
-        active_execs: status.active_execs,
-        active_connections: 0,
-        attached: 0,
-        expose_ports: Vec::new(),
-        endpoints: Vec::new(),
-        pause_after_ms: spec.policy.pause_after.map(milliseconds),
-        hibernate_after_ms: spec.policy.hibernate_after.map(milliseconds),
+        active_execs: status.users.execs,
+        active_connections: status.users.connections,
+        attached: status.users.attached,
+        expose_ports: endpoints.iter().map(|endpoint| endpoint.guest_port).collect(),
+        endpoints,
+        pause_after_ms: rules.pause_after.map(milliseconds),
+        hibernate_after_ms: rules.hibernate_after.map(milliseconds),
         never_pause: spec.policy.never_pause,
         no_hibernate: spec.policy.no_hibernate,
         max_lifetime_ms: spec.policy.max_lifetime.map(milliseconds),
         restart: spec.policy.restart,
         idle_policy: spec.policy.idle,
         ephemeral: spec.policy.ephemeral,
-        lease_held: false,
-        lease_reason: None,
-        lease_expires_at: None,
+        lease_held,
+        lease_reason,
+        lease_expires_at,
         hibernated_at: stopped_at.filter(|_| status.state == InstanceState::Hibernated),
-        wakes: 0,
-        restarts: 0,
-        crashes: 0,
+        wakes: status.counters.wakes,
+        restarts: u32::try_from(status.counters.restarts).unwrap_or(u32::MAX),
+        crashes: status.counters.crashes.into(),
     }
 }
 

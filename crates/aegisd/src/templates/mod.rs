@@ -95,7 +95,6 @@ struct Failure {
 
 /// What is known of one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
 pub(crate) struct TemplateInfo {
     /// 32 hexadecimal digits.
     pub(crate) key: String,
@@ -117,7 +116,6 @@ pub(crate) struct TemplateInfo {
 
 /// Part of [`TemplateInfo`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
 pub(crate) enum TemplateState {
     /// VMs can be started from it.
     Ready,
@@ -285,7 +283,6 @@ impl Templates {
     ///
     /// # Errors
     /// Why there is none, for people.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
     pub(crate) async fn build_now(
         self: &Arc<Self>,
         image: ImageName,
@@ -381,7 +378,6 @@ impl Templates {
     }
 
     /// All templates, those that were used last first. Blocks.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
     pub(crate) fn list(&self) -> Vec<TemplateInfo> {
         let (ready, mut list) = {
             let state = self.state();
@@ -418,7 +414,6 @@ impl Templates {
 
     /// Removes templates that were not used for `age_max`, and then those that were not used for longest until the rest
     /// takes no more than `bytes_max`. One that is being used stays. Blocks.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
     pub(crate) fn prune(&self, age_max: Duration, bytes_max: u64) -> Pruned {
         self.prune_except(age_max, bytes_max, 0)
     }
@@ -473,7 +468,6 @@ impl Templates {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
 fn info(key: &Key, machine: &Machine, state: TemplateState, at: Timestamp) -> TemplateInfo {
     TemplateInfo {
         key: key.as_str().to_owned(),

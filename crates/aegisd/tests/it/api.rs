@@ -16,7 +16,7 @@ async fn status_shows_the_daemon() {
     assert_eq!((status.pid, status.live_vms), (std::process::id(), 0));
     assert_eq!(status.accelerator, Some(Accelerator::Tcg));
     assert_eq!(status.assets.len(), 6);
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn an_instance_is_created_shown_and_deleted() {
     assert_eq!(*daemon.launcher.removed.lock().unwrap(), [created.id]);
     assert_eq!(daemon.refused("GET", "/v1/instances/web", "").await.0, 404);
     assert_eq!(std::fs::read_dir(daemon.dir.path().join("home/data/logs")).unwrap().count(), 0);
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn actions_change_the_state_that_the_next_look_shows() {
         let _: StateReply = daemon.ok("POST", &format!("/v1/instances/web/{action}"), "").await;
         assert!(daemon.until("web", InstanceState::Running).await.enabled);
     }
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn a_name_starts_its_stopped_instance_and_refuses_a_second_one() {
     assert_eq!(restarted.command, ["serve", "a"]);
     assert_eq!(restarted.warnings, ["the instance exists already and keeps its own command"]);
     daemon.until("web", InstanceState::Running).await;
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn lists_are_ordered_and_filtered() {
     let stopped = names(daemon.ok("GET", "/v1/instances?state=stopped", "").await);
     assert_eq!(stopped, ["stopped", "off"]);
     assert_eq!(daemon.refused("GET", "/v1/instances?state=tired", "").await.0, 400);
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn requests_that_make_no_sense_are_refused_in_one_form() {
     assert_eq!(error.hint.as_deref(), Some("did you mean `web`?"));
     let (_, error) = daemon.refused("POST", create, r#"{"command":["a"],"image_ref":"tools"}"#).await;
     assert!(error.hint.unwrap().contains("base"));
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn an_instance_may_be_named_like_a_route() {
     daemon.create("prune", &["serve"]).await;
     assert_eq!(daemon.info("prune").await.handle.unwrap().as_str(), "prune");
     let _: StateReply = daemon.ok("DELETE", "/v1/instances/prune", "").await;
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn a_command_that_ends_leaves_its_code_and_one_line() {
     assert_eq!((exits.len(), exits[0]["source"].as_str()), (1, Some("system")));
     let (status, error) = daemon.refused("POST", "/v1/instances/job/exec", r#"{"command":["say"]}"#).await;
     assert_eq!((status, error.code), (409, ErrorCode::WrongState));
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn a_boot_failure_is_kept_and_logged() {
     assert!(info.last_error.unwrap().contains("no kernel"));
     let log = daemon.lines("GET", "/v1/instances/bad/logs", "").await;
     assert!(log.iter().any(|entry| entry["line"].as_str().unwrap().contains("no kernel")), "{log:?}");
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn prune_takes_old_stopped_instances_only() {
     assert_eq!(pruned.ids.iter().map(|id| id.as_str()).collect::<Vec<_>>(), [stopped.as_str()]);
     let left: Vec<InstanceSummary> = daemon.ok("GET", "/v1/instances", "").await;
     assert_eq!(left.len(), 1);
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 async fn exec(daemon: &TestDaemon, body: Value) -> Vec<Value> {
@@ -232,7 +232,7 @@ async fn exec_streams_start_output_and_end() {
         let lines = exec(&daemon, json!({ "command": command })).await;
         assert_eq!(lines.last().unwrap()["exit_code"], code);
     }
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn a_prompt_is_shown_and_a_timeout_kills() {
     assert_eq!(lines[1]["stream"], "stderr");
     assert_eq!(lines[2]["exit_code"], 124);
     assert_eq!(lines[2]["error"], "the command was killed after 300 ms");
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn a_client_gets_every_line_of_a_flood() {
     let done: Value = lines.next().await.unwrap();
     assert_eq!(done["exit_code"], 0);
     assert!(lines.next::<Value>().await.is_none());
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -279,7 +279,7 @@ async fn a_client_that_leaves_does_not_end_the_command() {
     for n in 0..count {
         assert_eq!(log.entry().await.line, format!("line {n}"));
     }
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ async fn a_command_whose_vm_dies_is_reported_as_lost() {
     assert_eq!((done["exit_code"].as_u64(), done["error"].is_string()), (Some(125), true));
     let info = daemon.until("web", InstanceState::Stopped).await;
     assert_eq!(info.stop_reason, Some(StopReason::VmmDied));
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -323,7 +323,7 @@ async fn logs_are_cut_filtered_and_followed() {
     while let Some(entry) = follower.next::<LogEntry>().await {
         assert_eq!(entry.source, aegis_api::LogSource::System);
     }
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -345,7 +345,7 @@ async fn images_are_imported_and_listed() {
     let body = json!({"command": ["serve"], "image_ref": "tools:v1"}).to_string();
     let created: CreatedInstance = daemon.ok("POST", "/v1/instances", &body).await;
     assert_eq!(created.image_ref.as_str(), "tools:v1");
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -360,5 +360,5 @@ async fn a_console_that_is_not_there_is_empty() {
         daemon.text("GET", "/v1/instances/web/console", "").await,
         (200, "boot [31m\nok\n".to_owned())
     );
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }

@@ -1,0 +1,78 @@
+//! Waiting for what an instance does.
+
+use std::time::Duration;
+
+use aegis_api::{ErrorCode, StateReply, WaitFor, WaitQuery};
+use aegis_lifecycle::{ConnectError, Instance};
+use aegis_types::InstanceState;
+use axum::extract::State;
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use super::error::{ApiError, denied, label, not_found};
+use super::extract::{Params, Target};
+use super::instances::Answer;
+
+/// For waits that name no limit.
+const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// `GET …/wait?for=&port=&timeout_ms=`
+pub(super) async fn wait(
+    State(app): State<Shared>,
+    Target(instance): Target,
+    Params(query): Params<WaitQuery>,
+) -> Answer<StateReply> {
+    let limit = query.timeout_ms.map_or(DEFAULT_WAIT, Duration::from_millis).min(MAX_WAIT);
+    let deadline = Instant::now() + limit;
+    let reached = match query.goal.state() {
+        Some(state) => timeout_at(deadline, until(&instance, state)).await,
+        None => {
+            let port = query.port.or_else(|| app.exposes.first_port(&instance.spec().id)).ok_or_else(|| {
+                ApiError::invalid("`port` is required: the instance has no exposed port")
+                    .with_hint("wait with `--for port --port N`")
+            })?;
+            let connected = timeout_at(deadline, instance.connect(port, limit)).await;
+            connected.map(|connected| match connected {
+                Ok(_) => Ok(()),
+                Err(ConnectError::Denied(e)) => Err(denied("reach", &instance, e)),
+                Err(ConnectError::Refused { .. }) => Err(timed_out(&instance, &query, limit)),
+                Err(e @ ConnectError::Worker(_)) => Err(ApiError::internal("cannot reach the guest", &e)),
+            })
+        }
+    };
+    reached.unwrap_or_else(|_| Err(timed_out(&instance, &query, limit)))?;
+    Ok(axum::Json(StateReply { status: instance.status().state.to_string() }))
+}
+
+/// An instance whose start failed meanwhile is not waited for.
+async fn until(instance: &Instance, wanted: InstanceState) -> Result<(), ApiError> {
+    let mut status = instance.watch();
+    let mut started = false;
+    loop {
+        let now = status.borrow_and_update().clone();
+        if now.state == wanted {
+            return Ok(());
+        }
+        started |= now.state == InstanceState::Starting;
+        if wanted == InstanceState::Running && started && now.state == InstanceState::Stopped {
+            let why = now.stopped.and_then(|stop| stop.error).unwrap_or_else(|| "it stopped".to_owned());
+            let text = format!("instance `{}` does not run", label(instance));
+            return Err(ApiError::new(ErrorCode::BootFailed, text).with_cause(why));
+        }
+        if status.changed().await.is_err() {
+            return Err(not_found(label(instance)));
+        }
+    }
+}
+
+fn timed_out(instance: &Instance, query: &WaitQuery, limit: Duration) -> ApiError {
+    let name = label(instance);
+    let what = match (query.goal, query.port) {
+        (WaitFor::Port, Some(port)) => format!("nobody listened on port {port} of instance `{name}`"),
+        (WaitFor::Port, None) => format!("nobody listened on the exposed port of instance `{name}`"),
+        (goal, _) => format!("instance `{name}` was not {}", goal.as_str()),
+    };
+    let state = instance.status().state;
+    ApiError::new(ErrorCode::Timeout, format!("{what} within {} ms: it is {state}", limit.as_millis()))
+}
