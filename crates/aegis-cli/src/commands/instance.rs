@@ -54,7 +54,9 @@ async fn start(context: &Context, args: Start) -> Result<(), CliError> {
             return ui::print(&format!("Instance already running: {}\n", info.id));
         }
         context.client.action(target, Action::Start).await?;
-        return started("restarted", &info.id, info.handle.as_ref(), &info.endpoints);
+        started("restarted", &info.id, info.handle.as_ref(), &info.endpoints)?;
+        warn_of_problems(&[], &info.endpoints);
+        return Ok(());
     }
     if args.command.is_empty()
         && let Some(name) = &args.options.name
@@ -74,7 +76,9 @@ async fn start(context: &Context, args: Start) -> Result<(), CliError> {
     for warning in &instance.warnings {
         ui::warn(warning);
     }
-    started(verb, &instance.id, instance.handle.as_ref(), &instance.endpoints)
+    started(verb, &instance.id, instance.handle.as_ref(), &instance.endpoints)?;
+    warn_of_problems(&request.exposes, &instance.endpoints);
+    Ok(())
 }
 
 fn started(
@@ -90,9 +94,7 @@ fn started(
     for endpoint in endpoints {
         text.push_str(&format!("URL:    {}\n", ports::url(endpoint)));
     }
-    ui::print(&text)?;
-    warn_of_problems(endpoints);
-    Ok(())
+    ui::print(&text)
 }
 
 async fn get(context: &Context, target: &str) -> Result<InstanceInfo, CliError> {

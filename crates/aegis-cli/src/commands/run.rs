@@ -25,6 +25,12 @@ use crate::ui;
 
 pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
     let mut signals = Signals::listen()?;
+    // The options are those of every instance.
+    if args.options.pause_after.is_some() || args.options.hibernate_after.is_some() {
+        ui::warn(
+            "--pause-after and --hibernate-after have no effect: a run is not idle while it is followed",
+        );
+    }
     let spinner = Spinner::start("starting aegisd");
     let request = CreateInstance { ephemeral: true, ..creation(args.options, args.command) };
     let prepared = tokio::select! {
@@ -104,7 +110,7 @@ async fn create(
         for port in &instance.endpoints {
             ui::eprint(&exposed(port.protocol, port.public_port, port.guest_port));
         }
-        warn_of_problems(&instance.endpoints);
+        warn_of_problems(&request.exposes, &instance.endpoints);
     });
     Ok((instance.id, interrupted))
 }

@@ -238,6 +238,30 @@ fn start_takes_ports_and_policies_and_shows_urls() {
 }
 
 #[test]
+fn ports_that_an_old_daemon_ignores_are_missed() {
+    let created = r#"{"id":"inst-1","state":"starting","command":["x"],"image_ref":"base"}"#;
+    let fake = Fake::start().on("POST /v1/instances", Reply::Json(201, created.to_owned()));
+    assert_snapshot!(fake.aegis(&["instance", "start", "--expose", "80", "--", "x"]), @r"
+    exit: 0
+    --- stdout
+    Instance started: inst-1
+    --- stderr
+    warning: no port is exposed: aegisd is older than this program; `aegis down`, then `aegis up`, renews it
+    ");
+}
+
+#[test]
+fn doctor_shows_the_router_and_the_budget_of_the_daemon() {
+    let router = r#""router":{"problem":"127.0.0.1:8099 is in use"},"ram_budget_mb":4096,"live_vms":1"#;
+    let fake = Fake::start_with(&status(4242).replace(r#""live_vms":1"#, router));
+    let report: Value = serde_json::from_slice(&fake.output(&["doctor", "--json"]).stdout).unwrap();
+    let check = |name: &str| report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
+    assert_eq!(check("RAM budget")["value"], "4096 MiB for all VMs together");
+    assert_eq!((&check("Router")["level"], &check("Router")["value"]), (&"warning".into(), &"off".into()));
+    assert_eq!(check("Router")["problem"], "127.0.0.1:8099 is in use");
+}
+
+#[test]
 fn start_of_an_unknown_name_without_command_is_refused() {
     let fake = Fake::start().on("GET /v1/instances", ok(INSTANCES));
     assert_snapshot!(fake.aegis(&["instance", "start", "--name", "web"]), @r"

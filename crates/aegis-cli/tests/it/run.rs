@@ -121,6 +121,7 @@ fn ports_and_policies_reach_the_daemon_and_public_ports_are_said_apart_from_the_
     --- stdout
     out
     --- stderr
+    warning: --pause-after and --hibernate-after have no effect: a run is not idle while it is followed
     Exposed: tcp://127.0.0.1:8080 → vm:80
     Exposed: http://127.0.0.1:40001 → vm:81
     warning: port 40001 does not work: it is in use

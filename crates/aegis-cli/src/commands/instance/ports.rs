@@ -35,8 +35,14 @@ pub(super) fn url(endpoint: &Endpoint) -> String {
     format!("{}://127.0.0.1:{}", endpoint.protocol, endpoint.public_port)
 }
 
-/// Says which ports nobody listens on.
-pub(crate) fn warn_of_problems(endpoints: &[Endpoint]) {
+/// Says which ports nobody listens on, and that there are none although some were asked for: a daemon of old ignores
+/// what it does not know.
+pub(crate) fn warn_of_problems(asked: &[ExposeRequest], endpoints: &[Endpoint]) {
+    if !asked.is_empty() && endpoints.is_empty() {
+        ui::warn(
+            "no port is exposed: aegisd is older than this program; `aegis down`, then `aegis up`, renews it",
+        );
+    }
     for endpoint in endpoints {
         if let Some(problem) = &endpoint.problem {
             ui::warn(&format!("port {} does not work: {problem}", endpoint.public_port));
