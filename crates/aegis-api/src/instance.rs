@@ -68,10 +68,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
 /// Answer to [`CreateInstance`]: 201 when created, 200 when an existing one was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreatedInstance {
@@ -197,7 +193,7 @@ pub struct InstanceInfo {
     #[serde(default)]
     pub active_connections: u32,
     /// Runs that follow it and keep it awake.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub attached: u32,
     /// Guest ports that are exposed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -244,11 +240,11 @@ pub struct InstanceInfo {
     /// How often it was woken since the daemon started.
     #[serde(default)]
     pub wakes: u64,
-    /// How often its restart policy started it again since its last explicit start.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub restarts: u32,
+    /// How often its restart policy started it again since the daemon started.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub restarts: u64,
     /// Failures right after a start, one after the other.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub crashes: u32,
 }
 

@@ -37,7 +37,6 @@ impl CreateInstance {
         let contradictions = [
             (self.never_pause && self.pause_after_ms.is_some(), "never_pause", "pause_after_ms"),
             (self.no_hibernate && self.hibernate_after_ms.is_some(), "no_hibernate", "hibernate_after_ms"),
-            (self.ephemeral && self.hibernate_after_ms.is_some(), "ephemeral", "hibernate_after_ms"),
             (self.ephemeral && self.restart != RestartPolicy::No, "ephemeral", "restart"),
         ];
         if let Some((_, one, other)) = contradictions.into_iter().find(|(found, ..)| *found) {
@@ -100,7 +99,6 @@ mod tests {
         for (wishes, expected) in [
             (r#"{"never_pause":true,"pause_after_ms":1}"#, "`never_pause` and `pause_after_ms` contradict"),
             (r#"{"no_hibernate":true,"hibernate_after_ms":1}"#, "`no_hibernate` and `hibernate_after_ms`"),
-            (r#"{"ephemeral":true,"hibernate_after_ms":1}"#, "`ephemeral` and `hibernate_after_ms`"),
             (r#"{"ephemeral":true,"restart":"always"}"#, "`ephemeral` and `restart`"),
             (r#"{"max_lifetime_ms":0}"#, "`max_lifetime_ms` must be more than 0"),
             (r#"{"pause_after_ms":18446744073709551615}"#, "`pause_after_ms` is longer than 100 years"),

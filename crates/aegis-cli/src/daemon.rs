@@ -19,6 +19,8 @@ use crate::error::CliError;
 const START_DEADLINE: Duration = Duration::from_secs(15);
 /// The daemon gives its VMs time to stop by themselves.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// More for each VM: its memory goes to a disk that may be slow.
+const STOP_DEADLINE_PER_VM: Duration = Duration::from_secs(20);
 /// How often a process that has no way to tell us is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const LOG_LINES: usize = 5;
@@ -135,8 +137,8 @@ fn with_log(error: CliError, path: &Path, start: u64) -> CliError {
 /// What `down` found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Running {
-    /// A live daemon.
-    Yes(Pid),
+    /// A live daemon, and how many VMs it says it has.
+    Yes { pid: Pid, live_vms: u32 },
     /// None.
     No,
     /// None, and the process id file is of one that did not end in order; the file was removed.
@@ -151,7 +153,7 @@ pub(crate) async fn find(home: &Home, client: &Client) -> Result<Running, CliErr
     if let Ok(status) = client.status().await
         && let Some(pid) = to_pid(status.pid)
     {
-        return Ok(Running::Yes(pid));
+        return Ok(Running::Yes { pid, live_vms: status.live_vms });
     }
     let path = home.pid_file();
     let text = match std::fs::read_to_string(&path) {
@@ -160,7 +162,9 @@ pub(crate) async fn find(home: &Home, client: &Client) -> Result<Running, CliErr
         Err(e) => return Err(cannot_open(&path, &e)),
     };
     let found = match text.trim().parse().ok().and_then(to_pid) {
-        Some(pid) if is_alive(pid) && is_daemon(pid) => return Ok(Running::Yes(pid)),
+        Some(pid) if is_alive(pid) && is_daemon(pid) => {
+            return Ok(Running::Yes { pid, live_vms: 0 });
+        }
         Some(_) => Running::Stale,
         None => Running::Invalid,
     };
@@ -192,11 +196,12 @@ pub(crate) fn terminate(pid: Pid) -> Result<(), CliError> {
 }
 
 /// Waits until the daemon is gone. One that its parent has not collected yet is gone.
-pub(crate) async fn wait_until_gone(home: &Home, pid: Pid) -> Result<(), CliError> {
-    let deadline = Instant::now() + STOP_DEADLINE;
+pub(crate) async fn wait_until_gone(home: &Home, pid: Pid, live_vms: u32) -> Result<(), CliError> {
+    let limit = STOP_DEADLINE + STOP_DEADLINE_PER_VM * live_vms;
+    let deadline = Instant::now() + limit;
     while is_alive(pid) {
         if Instant::now() >= deadline {
-            let seconds = STOP_DEADLINE.as_secs();
+            let seconds = limit.as_secs();
             return Err(CliError::failure(format!("aegisd (pid {pid}) still runs after {seconds} s"))
                 .hint(format!("its log is {}", home.daemon_log().display()))
                 .hint(format!(

@@ -13,7 +13,7 @@ pub(crate) enum Kind {
     Failure,
     /// The command line makes no sense.
     Usage,
-    /// `--timeout` passed.
+    /// `--timeout` or `--max-lifetime` passed.
     Timeout,
     /// The VM did not come up or was lost.
     VmFailed,
@@ -152,7 +152,8 @@ impl From<ClientError> for CliError {
 impl From<ErrorBody> for CliError {
     fn from(body: ErrorBody) -> Self {
         let kind = match body.code {
-            ErrorCode::BootFailed => Kind::VmFailed,
+            ErrorCode::BootFailed | ErrorCode::NoMemory | ErrorCode::CrashLoop => Kind::VmFailed,
+            ErrorCode::Timeout => Kind::Timeout,
             _ => Kind::Failure,
         };
         let causes = body.cause.into_iter().collect();

@@ -22,6 +22,11 @@ impl Spinner {
         self.0.set_message(message.to_owned());
     }
 
+    /// Writes something while the spinner is out of the way.
+    pub(crate) fn aside(&self, write: impl FnOnce()) {
+        self.0.suspend(write);
+    }
+
     /// Removes the spinner, so that output can be written. Idempotent.
     pub(crate) fn clear(&self) {
         self.0.finish_and_clear();

@@ -95,12 +95,16 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
     text
 }
 
-/// `label: value` lines with aligned values.
+/// `label: value` lines with aligned values. A value that begins with a newline stands below its label.
 pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(label, _)| label.len() + 1).max().unwrap_or(0);
     let mut text = String::new();
     for (label, value) in fields {
-        let _ = writeln!(text, "{:width$} {value}", format!("{label}:"));
+        let label = format!("{label}:");
+        let _ = match value.starts_with('\n') {
+            true => writeln!(text, "{label}{value}"),
+            false => writeln!(text, "{label:width$} {value}"),
+        };
     }
     text
 }
@@ -130,6 +134,11 @@ pub(crate) fn in_words(duration: Duration) -> String {
     } else {
         format!("{} ms", duration.as_millis())
     }
+}
+
+/// A duration as the API has it.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A duration in the grammar of options and settings.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aegis_api::DaemonStatus;
 use aegis_client::ClientError;
-use aegis_config::{AcceleratorSetting, Asset, Home, Setting, Settings, locate};
+use aegis_config::{AcceleratorSetting, Asset, Home, Setting, Settings, host_memory_mib, locate};
 
 use self::report::{Check, Report, SettingLine};
 use super::Context;
@@ -58,6 +58,12 @@ async fn examine(context: &Context) -> Report {
     let worker = locate(Asset::Worker, None, home).ok();
     checks.push(host::confinement(worker.as_ref().map(|w| w.path.as_path())).await);
     checks.push(host::disk_space(home.root()));
+    checks.extend(daemon.as_ref().and_then(router));
+    if let Ok(settings) = &settings {
+        let known = daemon.as_ref().and_then(|daemon| daemon.ram_budget_mb);
+        let budget = known.or_else(|| settings.ram_budget.value.mib(host_memory_mib()));
+        checks.extend(budget.map(|mib| Check::good("RAM budget", format!("{mib} MiB for all VMs together"))));
+    }
     let settings = match settings {
         Ok(settings) => setting_lines(&settings),
         Err(error) => {
@@ -90,6 +96,18 @@ async fn daemon(context: &Context) -> (Check, Option<DaemonStatus>) {
             )
         }
     }
+}
+
+/// Ports of instances work without the router, so its absence is no error.
+fn router(status: &DaemonStatus) -> Option<Check> {
+    let router = status.router.as_ref()?;
+    Some(match (router.address, &router.problem) {
+        (Some(address), _) => Check::good("Router", format!("http://{address}")),
+        (None, problem) => {
+            let problem = problem.clone().unwrap_or_else(|| "it does not listen".to_owned());
+            Check::odd("Router", "off", problem, "choose another address with `router_addr` in config.toml")
+        }
+    })
 }
 
 /// The daemon knows which accelerator it is; what we expected may come with advice.

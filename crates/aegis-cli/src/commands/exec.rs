@@ -18,7 +18,7 @@ pub(crate) async fn run(context: &Context, args: Exec) -> Result<u8, CliError> {
         command: args.command,
         env: args.env.into_iter().collect(),
         workdir: args.workdir,
-        timeout_ms: args.timeout.map(milliseconds),
+        timeout_ms: args.timeout.map(ui::milliseconds),
     };
     let mut events = match context.client.exec(target, &request).await {
         Ok(events) => events,
@@ -52,10 +52,6 @@ pub(crate) async fn run(context: &Context, args: Exec) -> Result<u8, CliError> {
         ui::report(&error);
     }
     Ok(done.exit_code)
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn lost(target: &str) -> CliError {

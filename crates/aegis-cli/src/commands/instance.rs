@@ -1,9 +1,15 @@
 //! `aegis instance`.
 
-use aegis_api::{InstanceInfo, InstanceSummary};
+mod info;
+mod keepalive;
+mod ports;
+mod wait;
+
+use aegis_api::{CreateInstance, Endpoint, InstanceInfo, InstanceSummary};
 use aegis_client::{Action, Creation};
 use aegis_types::{Handle, InstanceId, InstanceState};
 
+pub(super) use self::ports::{exposed, warn_of_problems};
 use super::{Context, creation};
 use crate::args::{InstanceCommand, List, Start};
 use crate::error::CliError;
@@ -16,11 +22,16 @@ pub(crate) async fn run(context: &Context, command: InstanceCommand) -> Result<u
         InstanceCommand::Stop(t) => act(context, &t.target, Action::Stop, "stopped").await?,
         InstanceCommand::Restart(t) => act(context, &t.target, Action::Restart, "restarting").await?,
         InstanceCommand::List(args) => list(context, &args).await?,
-        InstanceCommand::Info { target, format } => info(context, &target.target, format.json).await?,
+        InstanceCommand::Info { target, format } => info::run(context, &target.target, format.json).await?,
         InstanceCommand::Disable(t) => act(context, &t.target, Action::Disable, "disabled").await?,
         InstanceCommand::Delete { targets } => return delete(context, &targets).await,
         InstanceCommand::Pause(t) => act(context, &t.target, Action::Pause, "paused").await?,
         InstanceCommand::Resume(t) => act(context, &t.target, Action::Resume, "resumed").await?,
+        InstanceCommand::Hibernate(t) => act(context, &t.target, Action::Hibernate, "hibernated").await?,
+        InstanceCommand::Wait(args) => wait::run(context, args).await?,
+        InstanceCommand::Expose { target, port } => ports::expose(context, &target.target, port).await?,
+        InstanceCommand::Unexpose { target, port } => ports::unexpose(context, &target.target, port).await?,
+        InstanceCommand::Keepalive(args) => keepalive::run(context, args).await?,
         InstanceCommand::Prune { stopped_older_than } => {
             let reply = context.client.prune(&stopped_older_than).await?;
             ui::print(&format!("Pruned {} stopped instance(s)\n", reply.pruned))?;
@@ -43,7 +54,9 @@ async fn start(context: &Context, args: Start) -> Result<(), CliError> {
             return ui::print(&format!("Instance already running: {}\n", info.id));
         }
         context.client.action(target, Action::Start).await?;
-        return started("restarted", &info.id, info.handle.as_ref());
+        started("restarted", &info.id, info.handle.as_ref(), &info.endpoints)?;
+        warn_of_problems(&[], &info.endpoints);
+        return Ok(());
     }
     if args.command.is_empty()
         && let Some(name) = &args.options.name
@@ -51,7 +64,11 @@ async fn start(context: &Context, args: Start) -> Result<(), CliError> {
         // Without a command there is nothing to create, so the name must exist.
         get(context, name.as_str()).await?;
     }
-    let request = creation(args.options, args.command);
+    let request = CreateInstance {
+        restart: args.restart.unwrap_or_default(),
+        idle_policy: args.idle_policy.unwrap_or_default(),
+        ..creation(args.options, args.command)
+    };
     let (verb, instance) = match context.client.create(&request).await? {
         Creation::Created(instance) => ("started", instance),
         Creation::Restarted(instance) => ("restarted", instance),
@@ -59,13 +76,23 @@ async fn start(context: &Context, args: Start) -> Result<(), CliError> {
     for warning in &instance.warnings {
         ui::warn(warning);
     }
-    started(verb, &instance.id, instance.handle.as_ref())
+    started(verb, &instance.id, instance.handle.as_ref(), &instance.endpoints)?;
+    warn_of_problems(&request.exposes, &instance.endpoints);
+    Ok(())
 }
 
-fn started(verb: &str, id: &InstanceId, handle: Option<&Handle>) -> Result<(), CliError> {
+fn started(
+    verb: &str,
+    id: &InstanceId,
+    handle: Option<&Handle>,
+    endpoints: &[Endpoint],
+) -> Result<(), CliError> {
     let mut text = format!("Instance {verb}: {id}\n");
     if let Some(handle) = handle {
         text.push_str(&format!("Handle: {handle}\n"));
+    }
+    for endpoint in endpoints {
+        text.push_str(&format!("URL:    {}\n", ports::url(endpoint)));
     }
     ui::print(&text)
 }
@@ -95,14 +122,18 @@ async fn delete(context: &Context, targets: &[String]) -> Result<u8, CliError> {
 async fn list(context: &Context, args: &List) -> Result<(), CliError> {
     let state = if args.running {
         Some(InstanceState::Running)
-    } else if args.stopped {
-        Some(InstanceState::Stopped)
     } else if args.paused {
         Some(InstanceState::Paused)
+    } else if args.hibernated {
+        Some(InstanceState::Hibernated)
     } else {
         None
     };
     let mut instances = context.client.list(state).await?;
+    if args.stopped {
+        let without_vm = [InstanceState::Stopped, InstanceState::Hibernated];
+        instances.retain(|instance| without_vm.contains(&instance.state));
+    }
     if args.disabled {
         instances.retain(|instance| !instance.enabled);
     }
@@ -125,36 +156,4 @@ fn row(instance: &InstanceSummary) -> [String; 5] {
         instance.state.to_string(),
         instance.stopped_at.map_or_else(none, ui::time),
     ]
-}
-
-async fn info(context: &Context, target: &str, json: bool) -> Result<(), CliError> {
-    let info = get(context, target).await?;
-    if json {
-        return ui::print_json(&info);
-    }
-    let some = |label, value: Option<String>| value.map(|value| (label, value));
-    let lines = [
-        some("Handle", info.handle.map(String::from)),
-        some("ID", Some(info.id.into())),
-        some("State", Some(info.state.to_string())),
-        some("Enabled", Some(info.enabled.to_string())),
-        some("Image", Some(info.image_ref.into())),
-        some("Command", Some(ui::command_line(&info.command))),
-        some("Working Dir", info.workdir),
-        some("Environment", Some(info.env_keys.join(" ")).filter(|keys| !keys.is_empty())),
-        some("Memory", Some(info.memory_mb.to_string())),
-        some("CPUs", Some(info.vcpus.get().to_string())),
-        some("Accelerator", info.accelerator.map(|a| a.to_string())),
-        some("Confinement", info.confinement),
-        some("Harness", info.harness_version),
-        some("Boot Time", info.boot_ms.map(|ms| format!("{ms} ms"))),
-        some("Execs", Some(info.active_execs.to_string())),
-        some("Created", Some(ui::time(info.created_at))),
-        some("Last Active", info.last_active_at.map(ui::time)),
-        some("Stopped At", info.stopped_at.map(ui::time)),
-        some("Stop Reason", info.stop_reason.map(|reason| reason.to_string())),
-        some("Exit Code", info.exit_code.map(|code| code.to_string())),
-        some("Last Error", info.last_error),
-    ];
-    ui::print(&ui::fields(&lines.into_iter().flatten().collect::<Vec<_>>()))
 }

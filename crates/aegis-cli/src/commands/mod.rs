@@ -9,11 +9,13 @@ mod instance;
 mod lifetime;
 mod logs;
 mod run;
+mod stats;
 mod status;
+mod template;
 
 use std::path::PathBuf;
 
-use aegis_api::CreateInstance;
+use aegis_api::{CreateInstance, ExposeRequest};
 use aegis_client::Client;
 use aegis_config::Home;
 
@@ -41,7 +43,7 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
     let context = || Context::open(home);
     match command {
         Command::Up => lifetime::up(&context()?).await.map(|()| 0),
-        Command::Down => lifetime::down(&context()?).await.map(|()| 0),
+        Command::Down(args) => lifetime::down(&context()?, args.stop).await.map(|()| 0),
         Command::Status(format) => status::run(&context()?, format.json).await.map(|()| 0),
         Command::Doctor(format) => doctor::run(&context()?, format.json).await,
         Command::Run(args) => run::run(&context()?, args).await,
@@ -49,6 +51,10 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Exec(args) => exec::run(&context()?, args).await,
         Command::Logs(args) => logs::run(&context()?, args).await.map(|()| 0),
         Command::Image { command } => image::run(&context()?, command).await.map(|()| 0),
+        Command::Template { command } => template::run(&context()?, command).await.map(|()| 0),
+        Command::Stats { target, format } => {
+            stats::run(&context()?, target.as_deref(), format.json).await.map(|()| 0)
+        }
         Command::Bench { args } => Err(bench::run(&context()?, args)),
         Command::Completions { shell } => completions::run(shell).map(|()| 0),
         Command::Version => ui::print(&version_line()).map(|()| 0),
@@ -69,6 +75,12 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> CreateInstance {
         workdir: options.workdir,
         memory_mb: options.memory,
         vcpus: options.cpus,
+        exposes: options.expose.into_iter().map(ExposeRequest::from).collect(),
+        pause_after_ms: options.pause_after.map(ui::milliseconds),
+        hibernate_after_ms: options.hibernate_after.map(ui::milliseconds),
+        never_pause: options.never_pause,
+        no_hibernate: options.no_hibernate,
+        max_lifetime_ms: options.max_lifetime.map(ui::milliseconds),
         ..CreateInstance::default()
     }
 }

@@ -14,6 +14,7 @@ use aegis_api::{CreateInstance, ErrorCode};
 use aegis_client::{Action, Client, ClientError, Creation};
 use aegis_types::{Handle, InstanceId};
 
+use super::instance::{exposed, warn_of_problems};
 use super::{Context, creation};
 use crate::args::Run;
 use crate::daemon;
@@ -24,8 +25,14 @@ use crate::ui;
 
 pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
     let mut signals = Signals::listen()?;
+    // The options are those of every instance.
+    if args.options.pause_after.is_some() || args.options.hibernate_after.is_some() {
+        ui::warn(
+            "--pause-after and --hibernate-after have no effect: a run is not idle while it is followed",
+        );
+    }
     let spinner = Spinner::start("starting aegisd");
-    let request = creation(args.options, args.command);
+    let request = CreateInstance { ephemeral: true, ..creation(args.options, args.command) };
     let prepared = tokio::select! {
         prepared = prepare(context, request.handle.as_ref()) => prepared,
         signal = signals.next() => Err(signal),
@@ -33,7 +40,7 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
     prepared?;
 
     spinner.say("booting");
-    let (id, interrupted) = create(&context.client, &request, &mut signals).await?;
+    let (id, interrupted) = create(&context.client, &request, &spinner, &mut signals).await?;
     let mut limits = Limits { signals, timeout: args.timeout, started: tokio::time::Instant::now() };
     let outcome = match interrupted {
         Some(signal) => Err(signal),
@@ -70,6 +77,7 @@ fn taken(name: &Handle) -> CliError {
 async fn create(
     client: &Client,
     request: &CreateInstance,
+    spinner: &Spinner,
     signals: &mut Signals,
 ) -> Result<(InstanceId, Option<CliError>), CliError> {
     let mut answer = pin!(client.create(request));
@@ -95,9 +103,15 @@ async fn create(
             });
         }
     };
-    for warning in &instance.warnings {
-        ui::warn(warning);
-    }
+    spinner.aside(|| {
+        for warning in &instance.warnings {
+            ui::warn(warning);
+        }
+        for port in &instance.endpoints {
+            ui::eprint(&exposed(port.protocol, port.public_port, port.guest_port));
+        }
+        warn_of_problems(&request.exposes, &instance.endpoints);
+    });
     Ok((instance.id, interrupted))
 }
 

@@ -29,7 +29,14 @@ pub(crate) async fn run(context: &Context, json: bool) -> Result<(), CliError> {
     let mut text = version_line();
     match daemon {
         None => text.push_str("aegisd: not running\n"),
-        Some(daemon) => text.push_str(&format!("aegisd: running\nbackend: {}\n", daemon.backend)),
+        Some(daemon) => {
+            text.push_str(&format!("aegisd: running\nbackend: {}\n", daemon.backend));
+            let router = daemon.router.and_then(|router| match (router.address, router.problem) {
+                (Some(address), _) => Some(format!("http://{address}")),
+                (None, problem) => problem.map(|problem| format!("off ({problem})")),
+            });
+            text.extend(router.map(|router| format!("router: {router}\n")));
+        }
     }
     ui::print(&text)
 }

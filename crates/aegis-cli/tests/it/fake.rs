@@ -59,9 +59,14 @@ pub(crate) struct Fake {
 impl Fake {
     /// A daemon that only knows its status.
     pub(crate) fn start() -> Self {
+        Self::start_with(&status(4242))
+    }
+
+    /// A daemon that says this about itself.
+    pub(crate) fn start_with(status: &str) -> Self {
         let fake = Self::absent();
         serve(&fake.home.path().join("aegisd.sock"), fake.shared.clone());
-        fake.on("GET /v1/status", ok(&status(4242)))
+        fake.on("GET /v1/status", ok(status))
     }
 
     /// A home without a daemon.

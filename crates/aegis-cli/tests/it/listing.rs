@@ -3,7 +3,7 @@
 use insta::assert_snapshot;
 use serde_json::Value;
 
-use crate::fake::{Fake, Reply, entry, info, ok, output, script};
+use crate::fake::{Fake, Reply, entry, info, ok, output, script, status};
 
 const INSTANCES: &str = r#"[
     {"id":"inst-1","handle":"a-long-name-of-an-instance","state":"running","enabled":true,"command":["x"],
@@ -28,8 +28,10 @@ fn instances_are_a_table() {
     ID       HANDLE  STATUS    STATE    STOPPED AT
     inst-22  -       disabled  stopped  2026-01-02T03:04:06Z
     ");
-    fake.aegis(&["instance", "list", "--paused"]);
-    assert_eq!(fake.requests().last().unwrap(), "GET /v1/instances?state=paused");
+    for state in ["paused", "hibernated", "running"] {
+        fake.aegis(&["instance", "list", &format!("--{state}")]);
+        assert_eq!(*fake.requests().last().unwrap(), format!("GET /v1/instances?state={state}"));
+    }
     let json: Value = serde_json::from_slice(&fake.output(&["instance", "list", "--json"]).stdout).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 2);
 }
@@ -59,8 +61,11 @@ fn info_shows_what_is_known() {
     Environment: A B
     Memory:      512 MiB
     CPUs:        1
+    Connections: 0
     Execs:       0
+    Wakes:       0
     Created:     2026-01-01T00:00:00Z
+    Updated:     2026-01-01T00:00:00Z
     Stopped At:  2026-01-02T03:04:06Z
     Stop Reason: exited
     Exit Code:   3
@@ -72,18 +77,83 @@ fn info_shows_what_is_known() {
 }
 
 #[test]
+fn info_shows_ports_rest_and_starts() {
+    let more = r#","handle":"web","endpoints":[{"guest_port":80,"public_port":8080,"protocol":"http"},
+        {"guest_port":22,"public_port":40000,"protocol":"tcp","problem":"port 40000 is in use"}],
+        "expose_ports":[80,22],"active_connections":2,"attached":1,"pause_after_ms":60000,"hibernate_after_ms":90000,
+        "idle_policy":"leases_only","max_lifetime_ms":86400000,"restart":"on-failure","ephemeral":true,
+        "lease_held":true,"lease_reason":"nightly job","lease_expires_at":"2026-01-01T01:00:00Z",
+        "start_kind":"restore","start_ms":81,"boot_ms":81,"wakes":7,"restarts":2,"crashes":1,
+        "hibernated_at":"2026-01-02T03:04:05Z""#;
+    let fake = Fake::start().on("GET /v1/instances/web", ok(&info("running", more)));
+    assert_snapshot!(fake.aegis(&["instance", "info", "web"]), @r"
+    exit: 0
+    --- stdout
+    Handle:        web
+    ID:            inst-1
+    State:         running
+    Enabled:       true
+    Image:         base
+    Command:       x
+    Memory:        512 MiB
+    CPUs:          1
+    Endpoints:
+      http://127.0.0.1:8080 → vm:80
+      tcp://127.0.0.1:40000 → vm:22 (port 40000 is in use)
+    Connections:   2
+    Execs:         0
+    Attached:      1
+    Idleness:      paused after 1m, hibernated after 1m30s more (policy leases_only)
+    Lease:         held until 2026-01-01T01:00:00Z (nightly job)
+    Max Lifetime:  1d
+    Restart:       on-failure
+    Ephemeral:     true
+    Start:         restore, 81 ms
+    Wakes:         7
+    Restarts:      2
+    Crashes:       1
+    Created:       2026-01-01T00:00:00Z
+    Updated:       2026-01-01T00:00:00Z
+    Hibernated At: 2026-01-02T03:04:05Z
+    ");
+    let json: Value =
+        serde_json::from_slice(&fake.output(&["instance", "info", "web", "--json"]).stdout).unwrap();
+    assert_eq!((&json["endpoints"][0]["public_port"], &json["wakes"]), (&8080.into(), &7.into()));
+    let fake = Fake::start()
+        .on("GET /v1/instances/web", ok(&info("running", r#","never_pause":true,"no_hibernate":true"#)));
+    let text = fake.aegis(&["instance", "info", "web"]);
+    assert!(text.contains("Idleness:    never paused, never hibernated (policy default)\n"), "{text}");
+}
+
+#[test]
+fn hibernated_instances_are_among_the_stopped_ones() {
+    let instances = INSTANCES.replace(r#""state":"running""#, r#""state":"hibernated""#);
+    let paused = r#"{"id":"inst-3","state":"paused","enabled":true,"command":["x"],"image_ref":"base",
+        "created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}"#;
+    let fake = Fake::start().on("GET /v1/instances", ok(&instances.replace("}]", &format!("}},{paused}]"))));
+    assert_snapshot!(fake.aegis(&["instance", "list", "--stopped"]), @r"
+    exit: 0
+    --- stdout
+    ID       HANDLE                      STATUS    STATE       STOPPED AT
+    inst-1   a-long-name-of-an-instance  enabled   hibernated  -
+    inst-22  -                           disabled  stopped     2026-01-02T03:04:06Z
+    ");
+}
+
+#[test]
 fn actions_say_what_they_did() {
     let reply = ok(r#"{"status":"x"}"#);
-    let fake =
-        ["stop", "restart", "disable", "pause", "resume"].into_iter().fold(Fake::start(), |fake, action| {
-            fake.on(&format!("POST /v1/instances/web/{action}"), reply.clone())
-        });
+    let actions = ["stop", "restart", "disable", "pause", "resume", "hibernate"];
+    let fake = actions.into_iter().fold(Fake::start(), |fake, action| {
+        fake.on(&format!("POST /v1/instances/web/{action}"), reply.clone())
+    });
     for (action, done) in [
         ("stop", "stopped"),
         ("restart", "restarting"),
         ("disable", "disabled"),
         ("pause", "paused"),
         ("resume", "resumed"),
+        ("hibernate", "hibernated"),
     ] {
         let expected = format!("exit: 0\n--- stdout\nInstance web {done}\n");
         assert_eq!(fake.aegis(&["instance", action, "web"]), expected);
@@ -144,6 +214,51 @@ fn start_tells_new_from_old() {
     let again = fake.aegis(&["instance", "start", "--name", "web"]);
     assert!(again.contains("Instance restarted: inst-1\nHandle: web\n"), "{again}");
     assert_eq!(fake.requests().last().unwrap(), r#"POST /v1/instances {"handle":"web"}"#);
+}
+
+#[test]
+fn start_takes_ports_and_policies_and_shows_urls() {
+    let created = r#"{"id":"inst-1","state":"starting","command":["x"],"handle":"web","image_ref":"base",
+        "endpoints":[{"guest_port":80,"public_port":8080,"protocol":"http"},
+            {"guest_port":22,"public_port":40000,"protocol":"tcp"}]}"#;
+    let fake = Fake::start().on("POST /v1/instances", Reply::Json(201, created.to_owned()));
+    let ports = ["instance", "start", "--name", "web", "--expose", "8080:80", "--expose", "22/tcp"];
+    let policies =
+        ["--hibernate-after=0s", "--never-pause", "--restart", "always", "--idle-policy", "leases-only"];
+    assert_snapshot!(fake.aegis(&[&ports[..], &policies, &["--", "x"]].concat()), @r"
+    exit: 0
+    --- stdout
+    Instance started: inst-1
+    Handle: web
+    URL:    http://127.0.0.1:8080
+    URL:    tcp://127.0.0.1:40000
+    ");
+    let body = r#"{"command":["x"],"handle":"web","exposes":[{"port":80,"public_port":8080,"protocol":"http"},{"port":22,"protocol":"tcp"}],"hibernate_after_ms":0,"never_pause":true,"restart":"always","idle_policy":"leases_only"}"#;
+    assert_eq!(fake.requests(), [format!("POST /v1/instances {body}")]);
+}
+
+#[test]
+fn ports_that_an_old_daemon_ignores_are_missed() {
+    let created = r#"{"id":"inst-1","state":"starting","command":["x"],"image_ref":"base"}"#;
+    let fake = Fake::start().on("POST /v1/instances", Reply::Json(201, created.to_owned()));
+    assert_snapshot!(fake.aegis(&["instance", "start", "--expose", "80", "--", "x"]), @r"
+    exit: 0
+    --- stdout
+    Instance started: inst-1
+    --- stderr
+    warning: no port is exposed: aegisd is older than this program; `aegis down`, then `aegis up`, renews it
+    ");
+}
+
+#[test]
+fn doctor_shows_the_router_and_the_budget_of_the_daemon() {
+    let router = r#""router":{"problem":"127.0.0.1:8099 is in use"},"ram_budget_mb":4096,"live_vms":1"#;
+    let fake = Fake::start_with(&status(4242).replace(r#""live_vms":1"#, router));
+    let report: Value = serde_json::from_slice(&fake.output(&["doctor", "--json"]).stdout).unwrap();
+    let check = |name: &str| report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
+    assert_eq!(check("RAM budget")["value"], "4096 MiB for all VMs together");
+    assert_eq!((&check("Router")["level"], &check("Router")["value"]), (&"warning".into(), &"off".into()));
+    assert_eq!(check("Router")["problem"], "127.0.0.1:8099 is in use");
 }
 
 #[test]
@@ -255,6 +370,20 @@ fn status_is_three_lines_or_json() {
     assert_eq!((&json["running"], &json["daemon"]["pid"]), (&Value::Bool(true), &Value::from(4242)));
     let text = Fake::absent().aegis(&["status"]);
     assert_eq!(text, "exit: 0\n--- stdout\naegis [VERSION]\naegisd: not running\n");
+}
+
+#[test]
+fn status_shows_the_router() {
+    let with =
+        |router: &str| status(4242).replace(r#""live_vms":1"#, &format!(r#""live_vms":1,"router":{router}"#));
+    for (router, expected) in [
+        (r#"{"address":"127.0.0.1:8099"}"#, "router: http://127.0.0.1:8099\n"),
+        (r#"{"problem":"127.0.0.1:8099 is in use"}"#, "router: off (127.0.0.1:8099 is in use)\n"),
+    ] {
+        let fake = Fake::start_with(&with(router));
+        let text = fake.aegis(&["status"]);
+        assert!(text.ends_with(&format!("backend: qemu\n{expected}")), "{text}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod exec;
 mod fake;
 mod listing;
+mod rest;
 mod run;
 mod up;
 mod usage;

@@ -90,8 +90,62 @@ fn options_reach_the_daemon() {
         "echo -- hi",
     ];
     assert_eq!(fake.output(&args).status.code(), Some(0));
-    let body = r#"{"command":["sh","-c","echo -- hi"],"handle":"web","image_ref":"tools:1","env":{"A":"b"},"workdir":"/srv","memory_mb":256,"vcpus":2}"#;
+    let body = r#"{"command":["sh","-c","echo -- hi"],"handle":"web","image_ref":"tools:1","env":{"A":"b"},"workdir":"/srv","memory_mb":256,"vcpus":2,"ephemeral":true}"#;
     assert!(fake.requests().contains(&format!("POST /v1/instances {body}")));
+}
+
+#[test]
+fn it_is_followed_as_what_must_stay_awake() {
+    let fake = fake(Reply::LinesUntilDeleted(vec![exit_line(0)]), &info("stopped", r#","exit_code":0"#));
+    assert_eq!(fake.output(&RUN).status.code(), Some(0));
+    let log = "GET /v1/instances/inst-1/logs?follow=1&attach=1";
+    assert!(fake.requests().iter().any(|request| request == log), "{:?}", fake.requests());
+}
+
+#[test]
+fn ports_and_policies_reach_the_daemon_and_public_ports_are_said_apart_from_the_output() {
+    let created = CREATED.replace(
+        "}",
+        r#","endpoints":[{"guest_port":80,"public_port":8080,"protocol":"tcp"},
+            {"guest_port":81,"public_port":40001,"protocol":"http","problem":"it is in use"}]}"#,
+    );
+    let log = vec![entry("server", "stdout", "out"), exit_line(0)];
+    let fake = Fake::start()
+        .on("POST /v1/instances", Reply::Json(201, created))
+        .on("GET /v1/instances/inst-1/logs", Reply::LinesUntilDeleted(log))
+        .on("GET /v1/instances/inst-1", ok(&info("stopped", r#","exit_code":0"#)))
+        .on("DELETE /v1/instances/inst-1", ok(r#"{"status":"deleted"}"#));
+    let args = ["run", "--expose", "8080:80/tcp", "--expose=81", "--pause-after", "5s", "--max-lifetime=1h"];
+    assert_snapshot!(fake.aegis(&[&args[..], &["--", "x"]].concat()), @r"
+    exit: 0
+    --- stdout
+    out
+    --- stderr
+    warning: --pause-after and --hibernate-after have no effect: a run is not idle while it is followed
+    Exposed: tcp://127.0.0.1:8080 → vm:80
+    Exposed: http://127.0.0.1:40001 → vm:81
+    warning: port 40001 does not work: it is in use
+    ");
+    let body = r#"{"command":["x"],"exposes":[{"port":80,"public_port":8080,"protocol":"tcp"},{"port":81,"protocol":"http"}],"pause_after_ms":5000,"max_lifetime_ms":3600000,"ephemeral":true}"#;
+    assert!(fake.requests().contains(&format!("POST /v1/instances {body}")), "{:?}", fake.requests());
+}
+
+#[test]
+fn the_end_of_the_lifetime_is_124() {
+    let fake = fake(Reply::LinesUntilDeleted(vec![]), &info("stopped", r#","stop_reason":"lifetime""#));
+    assert_snapshot!(fake.aegis(&["run", "--max-lifetime", "1s", "--", "x"]), @r"
+    exit: 124
+    --- stderr
+    error: the instance reached its longest life before its command ended
+    ");
+    assert_deleted(&fake);
+}
+
+#[test]
+fn no_memory_for_the_vm_is_125() {
+    let refusal = r#"{"error":"no memory for instance `inst-1`","code":"no_memory"}"#;
+    let fake = Fake::start().on("POST /v1/instances", Reply::Json(503, refusal.to_owned()));
+    assert_eq!(fake.aegis(&RUN), "exit: 125\n--- stderr\nerror: no memory for instance `inst-1`\n");
 }
 
 #[test]

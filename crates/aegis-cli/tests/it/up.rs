@@ -1,13 +1,14 @@
 //! `aegis up` and `aegis down`, with this test program as the daemon.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use insta::assert_snapshot;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fake::{Fake, finish, output, script, serve_status, spawn};
+use crate::fake::{Fake, Reply, finish, output, script, serve_status, spawn, status};
 
 /// What `AEGIS_DAEMON` runs in the tests below.
 #[test]
@@ -157,5 +158,41 @@ fn down_takes_a_zombie_for_stopped() {
     let expected = format!("exit: 0\n--- stdout\naegisd stopping (pid {})\naegisd stopped\n", daemon.id());
     assert_eq!(home.aegis(&["down"]), expected);
     assert!(!pid_file.exists());
+    daemon.wait().unwrap();
+}
+
+#[test]
+fn down_asks_for_a_stop_where_a_signal_would_hibernate() {
+    // A daemon that ends when it is asked over its socket: we end it then, and not before.
+    let daemon = spawn(Command::new("/bin/sleep").arg("120"));
+    let pid = Pid::from_child(&daemon);
+    let fake = Fake::start_with(&status(daemon.id()))
+        .on("POST /v1/shutdown", Reply::JsonWhenReleased(200, r#"{"status":"stopping"}"#.to_owned()));
+    let down = fake.spawn(&["down", "--stop"]);
+    fake.wait_for("POST /v1/shutdown");
+    assert_eq!(fake.requests(), [r#"POST /v1/shutdown {"mode":"stop"}"#]);
+    kill_process(pid, Signal::KILL).unwrap();
+    let ended = finish(daemon).status;
+    fake.release();
+    let expected = format!("exit: 0\n--- stdout\naegisd stopping (pid {pid})\naegisd stopped\n");
+    assert_eq!(fake.render(&finish(down)), expected);
+    // Our signal came first: `aegis` had sent none.
+    assert_eq!(ended.signal(), Some(9));
+}
+
+#[test]
+fn a_daemon_that_cannot_stop_instances_is_left_alone() {
+    let mut daemon = spawn(Command::new("/bin/sleep").arg("120"));
+    let refusal =
+        r#"{"error":"there is no `POST /v1/shutdown` in this version of aegisd","code":"invalid_request"}"#;
+    let fake =
+        Fake::start_with(&status(daemon.id())).on("POST /v1/shutdown", Reply::Json(404, refusal.to_owned()));
+    assert_snapshot!(fake.aegis(&["down", "--stop"]), @r"
+    exit: 1
+    --- stderr
+    error: there is no `POST /v1/shutdown` in this version of aegisd
+    ");
+    assert!(daemon.try_wait().unwrap().is_none());
+    kill_process(Pid::from_child(&daemon), Signal::KILL).unwrap();
     daemon.wait().unwrap();
 }

@@ -15,7 +15,7 @@ fn alone_it_shows_its_usage_and_fails() {
 
     Commands:
       up           Start the daemon
-      down         Stop the daemon and all VMs
+      down         Stop the daemon; running instances are hibernated
       status       Show whether the daemon runs
       doctor       Check the installation and say what to do about problems
       run          Run a command in a new VM, then delete the VM
@@ -23,6 +23,8 @@ fn alone_it_shows_its_usage_and_fails() {
       exec         Run a command in an instance
       logs         Show what an instance has written
       image        Manage images
+      template     Manage templates: booted VMs of which new instances are copies
+      stats        Show what instances cost and how they started
       bench        Measure boot, run, exec, pause and resume
       completions  Print a completion script for a shell
       version      Print the version
@@ -37,7 +39,7 @@ fn alone_it_shows_its_usage_and_fails() {
       0      success; of `run` and `exec`: the exit code of the guest's command
       1      error
       2      the command line makes no sense
-      124    `--timeout` passed
+      124    `--timeout` or `--max-lifetime` passed
       125    the VM did not come up or was lost
       126    the guest cannot execute the command
       127    the guest has no such command
@@ -69,15 +71,23 @@ fn help_of_run() {
       <COMMAND>...  Program and arguments; no shell
 
     Options:
-          --home <DIR>          Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
-          --name <NAME>         Name of the instance, unique; also its host name
-          --image <IMAGE>       Image
-          --memory <MB>         Memory in MiB
-          --cpus <N>            Virtual CPUs [alias: --vcpus]
-          --env <K=V>           Environment variable of the command; may be repeated
-          --workdir <DIR>       Working directory in the guest
-          --timeout <DURATION>  End the run after this time, such as 90s or 5m
-      -h, --help                Print help
+          --home <DIR>                  Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
+          --name <NAME>                 Name of the instance, unique; also its host name
+          --image <IMAGE>               Image
+          --memory <MB>                 Memory in MiB
+          --cpus <N>                    Virtual CPUs [alias: --vcpus]
+          --env <K=V>                   Environment variable of the command; may be repeated
+          --workdir <DIR>               Working directory in the guest
+          --expose <PORT>               Port to reach from the host: [PUBLIC:]GUEST[/http|tcp|grpc]; may
+                                        be repeated
+          --pause-after <DURATION>      Pause it after so much idle time [default: setting pause_after]
+          --hibernate-after <DURATION>  Hibernate it after so much paused time [default: setting
+                                        hibernate_after]
+          --never-pause                 Never pause it for being idle
+          --no-hibernate                Never write its memory to disk
+          --max-lifetime <DURATION>     Stop it so long after its start, whatever it does
+          --timeout <DURATION>          End the run after this time, such as 90s or 5m
+      -h, --help                        Print help
     ");
 }
 
@@ -91,17 +101,22 @@ fn a_group_without_subcommand_shows_its_usage() {
     Usage: aegis instance [OPTIONS] <COMMAND>
 
     Commands:
-      start    Start a new instance, or one that was stopped
-      stop     Stop the VM of an instance; it is woken when needed
-      restart  Stop an instance and start it again
-      list     List instances
-      info     Show everything about an instance
-      disable  Stop an instance and keep it from being woken
-      delete   Delete instances with everything in them
-      pause    Halt the CPUs of an instance
-      resume   Let a paused instance go on
-      prune    Delete instances that have been stopped for long
-      help     Print this message or the help of the given subcommand(s)
+      start      Start a new instance, or one that was stopped
+      stop       Stop the VM of an instance; it is woken when needed
+      restart    Stop an instance and start it again
+      list       List instances
+      info       Show everything about an instance
+      disable    Stop an instance and keep it from being woken
+      delete     Delete instances with everything in them
+      pause      Halt the CPUs of an instance
+      resume     Let a paused instance go on
+      hibernate  Save the memory of an instance and end its VM; it goes on from there when it is woken
+      wait       Wait until an instance is in a state, or listens on a port
+      expose     Make a port of an instance reachable from the host
+      unexpose   Undo `expose`
+      keepalive  Keep an instance awake for a time, whether it is idle or not
+      prune      Delete instances that have been stopped for long
+      help       Print this message or the help of the given subcommand(s)
 
     Options:
           --home <DIR>  Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
@@ -170,6 +185,25 @@ fn values_are_checked_before_anything_happens() {
 
     For more information, try '--help'.
     ");
+    assert_snapshot!(fake.aegis(&["run", "--expose", "80/udp", "--", "x"]), @r"
+    exit: 2
+    --- stderr
+    error: invalid value '80/udp' for '--expose <PORT>': invalid protocol `udp`: it is http, tcp or grpc
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(fake.aegis(&["instance", "start", "--restart", "sometimes", "--", "x"]), @r"
+    exit: 2
+    --- stderr
+    error: invalid value 'sometimes' for '--restart <POLICY>': unknown restart policy `sometimes`: it is no, on-failure or always
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(fake.aegis(&["instance", "wait", "web", "--for", "paused", "--port", "80"]), @r"
+    exit: 2
+    --- stderr
+    error: `--port` makes no sense without `--for port`
+    ");
     for args in [
         &["run", "--cpus", "0", "--", "x"][..],
         &["run", "--name", "a b", "--", "x"],
@@ -181,6 +215,28 @@ fn values_are_checked_before_anything_happens() {
         &["instance", "start"],
         &["instance", "start", "web", "--memory", "512"],
         &["instance", "start", "web", "--", "x"],
+        &["instance", "start", "web", "--expose", "80"],
+        &["instance", "start", "web", "--restart", "always"],
+        &["run", "--expose", "http", "--", "x"],
+        &["run", "--pause-after", "5", "--", "x"],
+        &["run", "--pause-after", "5s", "--never-pause", "--", "x"],
+        &["run", "--hibernate-after", "5s", "--no-hibernate", "--", "x"],
+        &["run", "--max-lifetime", "0s", "--", "x"],
+        &["run", "--max-lifetime", "99999999d", "--", "x"],
+        &["run", "--restart", "always", "--", "x"],
+        &["instance", "start", "--idle-policy", "never", "--", "x"],
+        &["instance", "expose", "web"],
+        &["instance", "expose", "web", "0"],
+        &["instance", "unexpose", "web", "8080:80"],
+        &["instance", "wait", "web"],
+        &["instance", "wait", "web", "--for", "peace"],
+        &["instance", "wait", "web", "--for", "running", "--port", "80"],
+        &["instance", "keepalive", "web"],
+        &["instance", "keepalive", "web", "--ttl", "0s"],
+        &["instance", "keepalive", "web", "--ttl", "1m", "--release"],
+        &["instance", "keepalive", "web", "--release", "--reason", "x"],
+        &["instance", "list", "--stopped", "--hibernated"],
+        &["template", "prune", "--older-than", "soon"],
         &["instance", "delete"],
         &["instance", "list", "--running", "--stopped"],
         &["instance", "prune", "--stopped-older-than", "soon"],

@@ -44,7 +44,7 @@ pub(super) async fn attend(
     spinner: &Spinner,
     limits: &mut Limits,
 ) -> Result<u8, CliError> {
-    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let query = LogQuery { follow: true, attach: true, ..LogQuery::default() };
     let mut entries = limits.during(client.logs(id.as_str(), &query)).await??;
     let mut output = GuestOutput::new();
     let mut system = VecDeque::new();
@@ -92,7 +92,7 @@ pub(super) async fn attend(
                 }
             }
             Turn::Look => match limits.during(client.get(id.as_str())).await? {
-                Ok(info) if info.state == InstanceState::Stopped => {
+                Ok(info) if matches!(info.state, InstanceState::Stopped | InstanceState::Hibernated) => {
                     if stopped {
                         break Ok(End::Stopped(Box::new(info)));
                     }

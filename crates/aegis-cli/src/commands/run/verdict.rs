@@ -36,7 +36,11 @@ pub(super) fn stopped(info: &InstanceInfo, system: &[String]) -> Result<u8, CliE
         Some(StopReason::Lifetime) => "the instance reached its longest life before its command ended",
         Some(StopReason::NeverStarted | StopReason::Exited) | None => "it is not known how the command ended",
     };
-    let mut error = CliError::new(Kind::VmFailed, text);
+    let kind = match info.stop_reason {
+        Some(StopReason::Lifetime) => Kind::Timeout,
+        _ => Kind::VmFailed,
+    };
+    let mut error = CliError::new(kind, text);
     let last_error = info.last_error.as_deref();
     if let Some(cause) = last_error {
         error = error.cause(cause);
@@ -98,6 +102,12 @@ mod tests {
         assert_eq!(error.kind(), Kind::VmFailed);
         assert_eq!(error.causes(), ["no kernel", "console: panic"]);
         assert_eq!(error.hints(), ["`aegis doctor` checks what VMs need"]);
+    }
+
+    #[test]
+    fn the_end_of_a_lifetime_is_a_timeout() {
+        let error = stopped(&info(r#","stop_reason":"lifetime""#), &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Timeout);
     }
 
     #[test]

@@ -1,0 +1,217 @@
+//! The command line of `aegis instance`, and what describes instances elsewhere.
+
+use std::time::Duration;
+
+use aegis_types::{Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, RestartPolicy, Vcpus};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+
+use super::Format;
+use super::values::{cpus, duration_text, guest_dir, idle_policy, memory, time, timeout, variable};
+
+#[derive(Debug, Args)]
+pub(crate) struct InstanceOptions {
+    /// Name of the instance, unique; also its host name
+    #[arg(long, value_name = "NAME", value_parser = Handle::parse)]
+    pub(crate) name: Option<Handle>,
+    /// Image
+    #[arg(long, value_name = "IMAGE", value_parser = ImageName::parse)]
+    pub(crate) image: Option<ImageName>,
+    /// Memory in MiB
+    #[arg(long, value_name = "MB", value_parser = memory)]
+    pub(crate) memory: Option<Mib>,
+    /// Virtual CPUs
+    #[arg(long, visible_alias = "vcpus", value_name = "N", value_parser = cpus)]
+    pub(crate) cpus: Option<Vcpus>,
+    /// Environment variable of the command; may be repeated
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Working directory in the guest
+    #[arg(long, value_name = "DIR", value_parser = guest_dir)]
+    pub(crate) workdir: Option<String>,
+    /// Port to reach from the host: [PUBLIC:]GUEST[/http|tcp|grpc]; may be repeated
+    #[arg(long, value_name = "PORT", value_parser = str::parse::<Expose>)]
+    pub(crate) expose: Vec<Expose>,
+    /// Pause it after so much idle time [default: setting pause_after]
+    #[arg(long, value_name = "DURATION", value_parser = time)]
+    pub(crate) pause_after: Option<Duration>,
+    /// Hibernate it after so much paused time [default: setting hibernate_after]
+    #[arg(long, value_name = "DURATION", value_parser = time)]
+    pub(crate) hibernate_after: Option<Duration>,
+    /// Never pause it for being idle
+    #[arg(long, conflicts_with = "pause_after")]
+    pub(crate) never_pause: bool,
+    /// Never write its memory to disk
+    #[arg(long, conflicts_with = "hibernate_after")]
+    pub(crate) no_hibernate: bool,
+    /// Stop it so long after its start, whatever it does
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
+    pub(crate) max_lifetime: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InstanceCommand {
+    /// Start a new instance, or one that was stopped
+    #[command(override_usage = "aegis instance start [OPTIONS] -- <COMMAND>...\n       \
+                                aegis instance start <INSTANCE>")]
+    Start(Start),
+    /// Stop the VM of an instance; it is woken when needed
+    Stop(Target),
+    /// Stop an instance and start it again
+    Restart(Target),
+    /// List instances
+    List(List),
+    /// Show everything about an instance
+    Info {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Stop an instance and keep it from being woken
+    Disable(Target),
+    /// Delete instances with everything in them
+    Delete {
+        /// Names or ids
+        #[arg(required = true, value_name = "INSTANCE")]
+        targets: Vec<String>,
+    },
+    /// Halt the CPUs of an instance
+    Pause(Target),
+    /// Let a paused instance go on
+    Resume(Target),
+    /// Save the memory of an instance and end its VM; it goes on from there when it is woken
+    Hibernate(Target),
+    /// Wait until an instance is in a state, or listens on a port
+    Wait(Wait),
+    /// Make a port of an instance reachable from the host
+    Expose {
+        #[command(flatten)]
+        target: Target,
+        /// [PUBLIC:]GUEST[/http|tcp|grpc]; without PUBLIC any free port is taken
+        #[arg(value_name = "PORT", value_parser = str::parse::<Expose>)]
+        port: Expose,
+    },
+    /// Undo `expose`
+    Unexpose {
+        #[command(flatten)]
+        target: Target,
+        /// Port in the guest
+        #[arg(value_name = "GUEST")]
+        port: GuestPort,
+    },
+    /// Keep an instance awake for a time, whether it is idle or not
+    Keepalive(Keepalive),
+    /// Delete instances that have been stopped for long
+    Prune {
+        /// How long they must have been stopped, such as 12h
+        #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = duration_text)]
+        stopped_older_than: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Name or id
+    #[arg(value_name = "INSTANCE")]
+    pub(crate) target: String,
+}
+
+/// What describes a new instance makes no sense for one that is there.
+const OPTIONS: [&str; 15] = [
+    "command",
+    "name",
+    "image",
+    "memory",
+    "cpus",
+    "env",
+    "workdir",
+    "expose",
+    "pause_after",
+    "hibernate_after",
+    "never_pause",
+    "no_hibernate",
+    "max_lifetime",
+    "restart",
+    "idle_policy",
+];
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").args(["target", "name", "command"]).multiple(true).required(true))]
+pub(crate) struct Start {
+    /// Name or id of a stopped instance
+    #[arg(value_name = "INSTANCE", conflicts_with_all = OPTIONS)]
+    pub(crate) target: Option<String>,
+    #[command(flatten)]
+    pub(crate) options: InstanceOptions,
+    /// Start it again when its command ends: no, on-failure or always [default: no]
+    #[arg(long, value_name = "POLICY", value_parser = str::parse::<RestartPolicy>)]
+    pub(crate) restart: Option<RestartPolicy>,
+    /// What keeps it awake beside connections, execs and leases: default (its own work) or leases-only (nothing)
+    #[arg(long, value_name = "POLICY", value_parser = idle_policy)]
+    pub(crate) idle_policy: Option<IdlePolicy>,
+    /// Program and arguments; no shell. Without it, the stopped instance of that name is started
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("filter").args(["running", "stopped", "paused", "hibernated", "disabled"]))]
+pub(crate) struct List {
+    /// Only running instances
+    #[arg(long)]
+    pub(crate) running: bool,
+    /// Only instances without a VM, hibernated ones among them
+    #[arg(long)]
+    pub(crate) stopped: bool,
+    /// Only paused instances
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// Only hibernated instances
+    #[arg(long)]
+    pub(crate) hibernated: bool,
+    /// Only disabled instances
+    #[arg(long)]
+    pub(crate) disabled: bool,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// What to wait for
+    #[arg(long = "for", value_name = "WHAT", value_enum)]
+    pub(crate) goal: Goal,
+    /// The guest's port, with `--for port` [default: its first exposed one]
+    #[arg(long, value_name = "GUEST")]
+    pub(crate) port: Option<GuestPort>,
+    /// Give up after this time, such as 90s or 5m, with exit code 124
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Goal {
+    Running,
+    Stopped,
+    Paused,
+    Hibernated,
+    Port,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").args(["ttl", "release"]).required(true))]
+pub(crate) struct Keepalive {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// How long, such as 90s or 5m; a new request replaces an older one
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
+    pub(crate) ttl: Option<Duration>,
+    /// What for; `aegis instance info` shows it
+    #[arg(long, value_name = "TEXT", conflicts_with = "release")]
+    pub(crate) reason: Option<String>,
+    /// Let it be idle again
+    #[arg(long)]
+    pub(crate) release: bool,
+}

@@ -1,0 +1,213 @@
+//! The command line. Doc comments here are the help texts.
+
+mod instance;
+mod values;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aegis_types::{ImageName, Mib, Vcpus};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+use jiff::Timestamp;
+
+pub(crate) use self::instance::{
+    Goal, InstanceCommand, InstanceOptions, Keepalive, List, Start, Target, Wait,
+};
+use self::values::{cpus, duration_text, guest_dir, memory, since, timeout, variable};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0      success; of `run` and `exec`: the exit code of the guest's command
+  1      error
+  2      the command line makes no sense
+  124    `--timeout` or `--max-lifetime` passed
+  125    the VM did not come up or was lost
+  126    the guest cannot execute the command
+  127    the guest has no such command
+  128+N  ended by signal N: the guest's command, or aegis itself (130 is Ctrl-C)";
+
+/// Runs commands in microVMs on this machine, without root
+#[derive(Debug, Parser)]
+#[command(name = "aegis", version, disable_version_flag = true, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Print the version
+    #[arg(short = 'v', long, short_alias = 'V', action = ArgAction::Version)]
+    version: Option<bool>,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the daemon
+    Up,
+    /// Stop the daemon; running instances are hibernated
+    Down(Down),
+    /// Show whether the daemon runs
+    Status(Format),
+    /// Check the installation and say what to do about problems
+    Doctor(Format),
+    /// Run a command in a new VM, then delete the VM
+    Run(Run),
+    /// Manage instances
+    Instance {
+        #[command(subcommand)]
+        command: InstanceCommand,
+    },
+    /// Run a command in an instance
+    Exec(Exec),
+    /// Show what an instance has written
+    Logs(Logs),
+    /// Manage images
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Manage templates: booted VMs of which new instances are copies
+    Template {
+        #[command(subcommand)]
+        command: TemplateCommand,
+    },
+    /// Show what instances cost and how they started
+    Stats {
+        /// Name or id; all instances without it
+        #[arg(value_name = "INSTANCE")]
+        target: Option<String>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Measure boot, run, exec, pause and resume
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of the benchmark; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell
+        shell: Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Format {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    /// Stop running instances instead of hibernating them
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) options: InstanceOptions,
+    /// End the run after this time, such as 90s or 5m
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
+    pub(crate) timeout: Option<Duration>,
+    /// Program and arguments; no shell
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Environment variable of the command; may be repeated
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Working directory in the guest
+    #[arg(long, value_name = "DIR", value_parser = guest_dir)]
+    pub(crate) workdir: Option<String>,
+    /// Kill the command after this time, such as 90s or 5m
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
+    pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Program and arguments; no shell
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Wait for more until the instance is deleted
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the newest N entries
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<u64>,
+    /// Only entries after a time: 10m for the last ten minutes, or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub(crate) since: Option<Timestamp>,
+    /// Only entries of one exec
+    #[arg(long, value_name = "ID")]
+    pub(crate) exec_id: Option<String>,
+    /// The console of the guest's kernel instead
+    #[arg(long, conflicts_with_all = ["follow", "tail", "since", "exec_id"])]
+    pub(crate) console: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// List images
+    List(Format),
+    /// Make an image of a tar file
+    Import {
+        /// Tar file, optionally compressed with gzip; - is standard input
+        #[arg(value_name = "TAR")]
+        tar: PathBuf,
+        /// Name of the image
+        #[arg(long, value_name = "IMAGE", value_parser = ImageName::parse)]
+        name: ImageName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// List templates
+    List(Format),
+    /// Delete templates; they are made again when they are needed
+    Prune {
+        /// Only those from which nothing was started for this time, such as 14d
+        #[arg(long, value_name = "DURATION", value_parser = duration_text)]
+        older_than: Option<String>,
+    },
+    /// Make a template now, so that the first start of an image is fast as well
+    Build {
+        /// Image
+        #[arg(long, value_name = "IMAGE", value_parser = ImageName::parse)]
+        image: Option<ImageName>,
+        /// Memory in MiB
+        #[arg(long, value_name = "MB", value_parser = memory)]
+        memory: Option<Mib>,
+        /// Virtual CPUs
+        #[arg(long, visible_alias = "vcpus", value_name = "N", value_parser = cpus)]
+        cpus: Option<Vcpus>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

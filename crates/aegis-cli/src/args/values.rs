@@ -1,0 +1,92 @@
+//! Values of options, checked while the command line is read.
+
+use std::time::Duration;
+
+use aegis_types::{IdlePolicy, Mib, Vcpus, parse_duration};
+use jiff::Timestamp;
+
+/// Longer than anybody waits, and short enough for every clock.
+const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it is not a number".to_owned())
+}
+
+pub(super) fn memory(text: &str) -> Result<Mib, String> {
+    Mib::new(number(text)?).map_err(|e| e.to_string())
+}
+
+pub(super) fn cpus(text: &str) -> Result<Vcpus, String> {
+    Vcpus::new(number(text)?).map_err(|e| e.to_string())
+}
+
+pub(super) fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        None => Err("use K=V; secrets are not available in this version".to_owned()),
+        Some(("", _)) => Err("the name before `=` is empty".to_owned()),
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+    }
+}
+
+pub(super) fn guest_dir(text: &str) -> Result<String, String> {
+    if text.starts_with('/') { Ok(text.to_owned()) } else { Err("it must start with `/`".to_owned()) }
+}
+
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(time) if time > TIME_MAX => Err("it is longer than 100 years".to_owned()),
+        other => other.map_err(|e| e.to_string()),
+    }
+}
+
+pub(super) fn timeout(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("it must be longer than nothing".to_owned()),
+        time => Ok(time),
+    }
+}
+
+/// The daemon reads the same grammar, so the text is passed on once it is known to be right.
+pub(super) fn duration_text(text: &str) -> Result<String, String> {
+    parse_duration(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+pub(super) fn since(text: &str) -> Result<Timestamp, String> {
+    if let Ok(ago) = parse_duration(text) {
+        return Timestamp::now().checked_sub(ago).map_err(|_| "it is too long ago".to_owned());
+    }
+    let example = "write a duration such as `10m` or a time such as `2026-01-31T12:00:00Z`";
+    text.parse().map_err(|_| example.to_owned())
+}
+
+/// Options are spelled with hyphens; the API has an underscore.
+pub(super) fn idle_policy(text: &str) -> Result<IdlePolicy, String> {
+    let unknown = || format!("unknown idle policy `{text}`: it is default or leases-only");
+    text.replace('-', "_").parse().map_err(|_| unknown())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_split_at_the_first_equals_sign() {
+        assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert_eq!(variable("A="), Ok(("A".to_owned(), String::new())));
+        assert!(variable("A").is_err() && variable("=b").is_err());
+    }
+
+    #[test]
+    fn times_have_an_upper_bound_and_timeouts_a_lower_one() {
+        assert_eq!(time("0s"), Ok(Duration::ZERO));
+        assert!(time("99999d").is_err() && timeout("99999d").is_err() && timeout("0s").is_err());
+    }
+
+    #[test]
+    fn idle_policies_have_both_spellings() {
+        for text in ["leases-only", "leases_only"] {
+            assert_eq!(idle_policy(text), Ok(IdlePolicy::LeasesOnly));
+        }
+        assert!(idle_policy("never").is_err());
+    }
+}
