@@ -62,7 +62,10 @@ impl Backend for Backends {
         }
         let is_meant = |instance: &Instance| {
             let spec = instance.spec();
-            spec.handle.as_ref().map_or(spec.id.as_str(), |handle| handle.as_str()).eq_ignore_ascii_case(label)
+            spec.handle
+                .as_ref()
+                .map_or(spec.id.as_str(), |handle| handle.as_str())
+                .eq_ignore_ascii_case(label)
         };
         self.target(&self.manager()?.list().into_iter().find(is_meant)?)
     }

@@ -63,13 +63,7 @@ pub struct DaemonOptions {
 impl DaemonOptions {
     /// Worker processes with the files of the installation.
     pub fn new(home: Home, settings: Settings) -> Self {
-        Self {
-            home,
-            settings,
-            assets: AssetFlags::default(),
-            launcher: None,
-            stop_grace: STOP_GRACE,
-        }
+        Self { home, settings, assets: AssetFlags::default(), launcher: None, stop_grace: STOP_GRACE }
     }
 }
 

@@ -4,7 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use aegis_api::{
-    CreateInstance, CreatedInstance, Endpoint, ErrorCode, InstanceInfo, InstanceSummary, PruneReply, StateReply,
+    CreateInstance, CreatedInstance, Endpoint, ErrorCode, InstanceInfo, InstanceSummary, PruneReply,
+    StateReply,
 };
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Denied, Instance};
@@ -28,9 +29,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, axum::Json<CreatedInstance>), ApiError> {
     let existing = request.handle.as_ref().and_then(|handle| app.manager.find(handle.as_str()));
     match existing {
-        Some(instance) => {
-            Ok((StatusCode::OK, axum::Json(start_existing(&app, &instance, &request).await?)))
-        }
+        Some(instance) => Ok((StatusCode::OK, axum::Json(start_existing(&app, &instance, &request).await?))),
         None => Ok((StatusCode::CREATED, axum::Json(create_new(&app, request).await?))),
     }
 }

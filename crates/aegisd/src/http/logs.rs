@@ -198,7 +198,10 @@ mod tests {
             exec_id: None,
         };
         assert_eq!(parse("true", "1970-01-01T00:00:00Z", "5"), Some(query));
-        assert_eq!(parse("", "", ""), Some(Query { follow: false, attach: false, since: None, tail: None, exec_id: None }));
+        assert_eq!(
+            parse("", "", ""),
+            Some(Query { follow: false, attach: false, since: None, tail: None, exec_id: None })
+        );
         assert!(
             parse("yes", "", "").is_none() && parse("", "now", "").is_none() && parse("", "", "-1").is_none()
         );

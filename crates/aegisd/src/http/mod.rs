@@ -6,8 +6,8 @@
 mod error;
 mod exec;
 mod extract;
-mod images;
 mod idle;
+mod images;
 mod instances;
 mod logs;
 mod metrics;

@@ -46,11 +46,7 @@ fn measure(home: &Home, instance: &Instance, status: &Status) -> InstanceStats {
         handle: spec.handle.clone(),
         state: status.state,
         wakes: counters.wakes,
-        starts: StartCounts {
-            cold: counters.cold,
-            template: counters.template,
-            restore: counters.restore,
-        },
+        starts: StartCounts { cold: counters.cold, template: counters.template, restore: counters.restore },
         last_start: status.last_start.as_ref().map(last_start),
         cpu_ms: pid.and_then(cpu_ms).unwrap_or_default(),
         rss_bytes: pid.and_then(rss_bytes).unwrap_or_default(),

@@ -123,7 +123,7 @@ pub(super) fn info(
         lease_expires_at,
         hibernated_at: stopped_at.filter(|_| status.state == InstanceState::Hibernated),
         wakes: status.counters.wakes,
-        restarts: u32::try_from(status.counters.restarts).unwrap_or(u32::MAX),
+        restarts: status.counters.restarts,
         crashes: status.counters.crashes.into(),
     }
 }

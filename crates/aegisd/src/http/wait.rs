@@ -28,10 +28,11 @@ pub(super) async fn wait(
     let reached = match query.goal.state() {
         Some(state) => timeout_at(deadline, until(&instance, state)).await,
         None => {
-            let port = query.port.or_else(|| app.exposes.first_port(&instance.spec().id)).ok_or_else(|| {
-                ApiError::invalid("`port` is required: the instance has no exposed port")
-                    .with_hint("wait with `--for port --port N`")
-            })?;
+            let port =
+                query.port.or_else(|| app.exposes.first_port(&instance.spec().id)).ok_or_else(|| {
+                    ApiError::invalid("`port` is required: the instance has no exposed port")
+                        .with_hint("wait with `--for port --port N`")
+                })?;
             let connected = timeout_at(deadline, instance.connect(port, limit)).await;
             connected.map(|connected| match connected {
                 Ok(_) => Ok(()),

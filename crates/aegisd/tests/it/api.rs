@@ -1,7 +1,8 @@
 //! What the API promises.
 
 use aegis_api::{
-    CreatedInstance, DaemonStatus, ErrorCode, ImageSummary, InstanceSummary, LogEntry, PruneReply, StateReply,
+    CreatedInstance, DaemonStatus, ErrorCode, ImageSummary, InstanceSummary, LogEntry, PruneReply,
+    ShutdownMode, StateReply,
 };
 use aegis_types::{Accelerator, InstanceState, StopReason};
 use serde_json::{Value, json};

@@ -1,5 +1,6 @@
 //! Start, end and return of a daemon.
 
+use aegis_api::ShutdownMode;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
@@ -26,7 +27,7 @@ async fn a_home_is_private_and_has_one_daemon() {
     assert!(error.starts_with("another aegisd (pid "), "{error}");
     // The refused one took nothing away.
     daemon.text("GET", "/v1/status", "").await;
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
     assert!(!home.socket().exists() && !home.pid_file().exists());
     assert!(!home.data().join("aegis.db-wal").exists());
 }
@@ -42,7 +43,7 @@ async fn a_stale_socket_does_not_matter() {
     let running = start(dir.path(), Arc::clone(&launcher)).await.unwrap();
     let daemon = TestDaemon { dir, launcher, running };
     assert_eq!(daemon.text("GET", "/v1/status", "").await.0, 200);
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 #[tokio::test]
@@ -64,7 +65,7 @@ async fn shutdown_stops_vms_ends_streams_and_keeps_instances_and_logs() {
         LineStream::new(daemon.send("POST", "/v1/instances/web/exec", r#"{"command":["hang"]}"#).await);
     let _: Value = exec.next().await.unwrap();
     let TestDaemon { dir, launcher, running } = daemon;
-    running.shutdown().await;
+    running.shutdown(ShutdownMode::Stop).await;
     assert_eq!(launcher.live_count(), 0);
     let done: Value = exec.next().await.unwrap();
     assert_eq!(done["exit_code"], 125);
@@ -78,7 +79,7 @@ async fn shutdown_stops_vms_ends_streams_and_keeps_instances_and_logs() {
     assert_eq!(log.iter().filter(|entry| entry["line"] == "kept").count(), 1);
     let lines = daemon.lines("POST", "/v1/instances/web/exec", r#"{"command":["say","awake"]}"#).await;
     assert_eq!(lines[1]["line"], "awake");
-    daemon.running.shutdown().await;
+    daemon.running.shutdown(ShutdownMode::Stop).await;
 }
 
 /// The first daemon has a runtime of its own, so that its end is as sudden as a crash.
@@ -110,7 +111,7 @@ fn a_crash_of_the_daemon_ends_no_vm() {
         assert_eq!(daemon.info("web").await.state, InstanceState::Running);
         let lines = daemon.lines("POST", "/v1/instances/web/exec", r#"{"command":["say","alive"]}"#).await;
         assert_eq!(lines[1]["line"], "alive");
-        daemon.running.shutdown().await;
+        daemon.running.shutdown(ShutdownMode::Stop).await;
         assert_eq!(daemon.launcher.live_count(), 0);
     });
 }
