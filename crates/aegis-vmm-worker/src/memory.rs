@@ -10,11 +10,11 @@ use std::path::Path;
 
 use aegis_types::{Mib, Ram, VmSpec};
 use aegis_vmm::VmmError;
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
+use rustix::fs::{FallocateFlags, FsWord, SeekFrom, fallocate, fstatfs, seek};
 use rustix::io::Errno;
 
 /// `f_type` of a tmpfs: there, reserving would take the memory at once.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+const TMPFS_MAGIC: FsWord = 0x0102_1994;
 /// Smaller holes stay reserved: giving back each one costs a transaction of the file system.
 const HOLE_MIN: u64 = 256 << 10;
 
@@ -92,8 +92,7 @@ fn bytes(memory: Mib) -> u64 {
 }
 
 fn on_tmpfs(file: &File) -> io::Result<bool> {
-    // The type of the field differs between architectures.
-    Ok(i64::try_from(fstatfs(file)?.f_type) == Ok(TMPFS_MAGIC))
+    Ok(fstatfs(file)?.f_type == TMPFS_MAGIC)
 }
 
 fn reserve(file: &File, memory: Mib) -> io::Result<()> {
