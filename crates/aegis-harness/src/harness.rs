@@ -166,23 +166,47 @@ impl Core {
             if let Root::Failed(why) = &state {
                 warn!("no root file system: {why}");
             }
-            let identity = core.identity.lock().expect("no panic while held");
-            if let (Root::Ready, Some(identity)) = (&state, &*identity) {
-                identity::write_files(&*core.sys, identity);
-            }
-            core.root.send_replace(state);
+            core.complete_root(state);
         });
     }
 
+    /// Writes the files of the identity to a root that is ready otherwise, and lets processes start.
+    fn complete_root(&self, state: Root) {
+        let identity = self.identity.lock().expect("no panic while held");
+        if let (Root::Ready, Some(identity)) = (&state, &*identity) {
+            identity::write_files(&*self.sys, identity);
+        }
+        self.root.send_replace(state);
+    }
+
     /// Applies a greeting: afterwards it may be answered.
-    fn apply(&self, hello: &mut Hello) -> Result<(), ApplyError> {
+    fn apply(self: &Arc<Self>, hello: &mut Hello) -> Result<(), ApplyError> {
         let new = identity::apply(&*self.sys, hello)?;
         let mut identity = self.identity.lock().expect("no panic while held");
-        // Otherwise the files are written when the root becomes ready, before any process can be started.
-        if let (Root::Ready, Some(new)) = (&*self.root.borrow(), &new) {
-            identity::write_files(&*self.sys, new);
+        let old = std::mem::replace(&mut *identity, new.clone());
+        // A guest that was saved is mostly greeted as who it is. The files of a root that is not ready are written
+        // when it becomes so.
+        if *self.root.borrow() != Root::Ready || old == new {
+            return Ok(());
         }
-        *identity = new;
+        match (old, new) {
+            (Some(_), Some(new)) => identity::write_files(&*self.sys, &new),
+            // It was nobody, so no process runs in it, and none will before the files are there: they cost more than
+            // everything else that makes a template somebody, and the answer need not wait for them.
+            (None, Some(_)) => {
+                self.root.send_replace(Root::Preparing);
+                let core = Arc::clone(self);
+                self.tasks.spawn(async move {
+                    let completed = Arc::clone(&core);
+                    let written =
+                        tokio::task::spawn_blocking(move || completed.complete_root(Root::Ready)).await;
+                    if let Err(error) = written {
+                        core.root.send_replace(Root::Failed(with_causes(&error)));
+                    }
+                });
+            }
+            (_, None) => {}
+        }
         Ok(())
     }
 

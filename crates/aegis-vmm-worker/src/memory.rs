@@ -10,11 +10,11 @@ use std::path::Path;
 
 use aegis_types::{Mib, Ram, VmSpec};
 use aegis_vmm::VmmError;
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
+use rustix::fs::{FallocateFlags, FsWord, SeekFrom, fallocate, fstatfs, seek};
 use rustix::io::Errno;
 
 /// `f_type` of a tmpfs: there, reserving would take the memory at once.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+const TMPFS_MAGIC: FsWord = 0x0102_1994;
 /// Smaller holes stay reserved: giving back each one costs a transaction of the file system.
 const HOLE_MIN: u64 = 256 << 10;
 
@@ -92,8 +92,7 @@ fn bytes(memory: Mib) -> u64 {
 }
 
 fn on_tmpfs(file: &File) -> io::Result<bool> {
-    // The type of the field differs between architectures.
-    Ok(i64::try_from(fstatfs(file)?.f_type) == Ok(TMPFS_MAGIC))
+    Ok(fstatfs(file)?.f_type == TMPFS_MAGIC)
 }
 
 fn reserve(file: &File, memory: Mib) -> io::Result<()> {
@@ -146,7 +145,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             kernel: "/fake".into(),
             initramfs: "/fake".into(),
-            memory: Mib::new(64).unwrap(),
+            memory: Mib::new(128).unwrap(),
             vcpus: Vcpus::DEFAULT,
             disks: Vec::new(),
             ram: Ram::File { path: path.to_owned() },
@@ -163,7 +162,7 @@ mod tests {
         let file = File::open(&path).unwrap();
         let mut start = [1; 16];
         file.read_exact_at(&mut start, 0).unwrap();
-        assert_eq!((file.metadata().unwrap().len(), start), (64 << 20, [0; 16]));
+        assert_eq!((file.metadata().unwrap().len(), start), (128 << 20, [0; 16]));
         fs::remove_file(&path).unwrap();
         fresh(&vm(&path)).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
@@ -175,19 +174,19 @@ mod tests {
         let path = dir.path().join("ram");
         fresh(&vm(&path)).unwrap();
         let file = open(&path, false).unwrap();
-        for at in [0, 3 << 20, (64 << 20) - 4096] {
+        for at in [0, 3 << 20, (128 << 20) - 4096] {
             file.write_all_at(&[7; 4096], at).unwrap();
         }
         trim(&path).unwrap();
         let kept = file.metadata().unwrap();
-        assert_eq!(kept.len(), 64 << 20);
+        assert_eq!(kept.len(), 128 << 20);
         assert!(kept.blocks() * 512 < 4 << 20, "{} blocks", kept.blocks());
         kept_again(&path, &file);
     }
 
     fn kept_again(path: &Path, file: &File) {
         kept(&vm(path)).unwrap();
-        for at in [0, 3 << 20, (64 << 20) - 4096] {
+        for at in [0, 3 << 20, (128 << 20) - 4096] {
             let mut page = [0; 4096];
             file.read_exact_at(&mut page, at).unwrap();
             assert_eq!(page, [7; 4096]);
@@ -201,6 +200,6 @@ mod tests {
         assert!(kept(&vm(&path)).is_err());
         fs::write(&path, "short").unwrap();
         let error = crate::boot::message_of(&kept(&vm(&path)).unwrap_err());
-        assert!(error.ends_with("it has 5 bytes, the memory 67108864"), "{error}");
+        assert!(error.ends_with("it has 5 bytes, the memory 134217728"), "{error}");
     }
 }

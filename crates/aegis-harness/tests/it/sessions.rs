@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use aegis_harness::SessionEnd;
+use aegis_harness::sys::Sys as _;
 use aegis_harness::sys::fake::{Call, FakeSys};
 use aegis_link::host::greet;
-use aegis_proto::control::{CLOCK_SET, ClockSet};
+use aegis_link::rpc::Client;
+use aegis_proto::control::{CLOCK_SET, ClockSet, RUN, Run, Started};
 use aegis_proto::hello::Hello;
 use aegis_proto::jsonrpc::METHOD_NOT_FOUND;
 use aegis_proto::service::Service;
@@ -103,12 +105,26 @@ async fn a_template_is_nobody_until_it_is_greeted_again() {
     assert!(calls.contains(&Call::Entropy(32)) && calls.contains(&Call::LoopbackUp), "{calls:?}");
     assert!(calls.iter().any(|call| matches!(call, Call::Clock(_))));
     assert!(!calls.iter().any(|call| matches!(call, Call::WriteFile(_) | Call::Hostname(_))), "{calls:?}");
-    within(greet(carrier, hello())).await.unwrap();
-    // Everything is in place when the greeting is answered.
+    let (link, _) = within(greet(carrier, hello())).await.unwrap();
     assert!(vm.sys.calls().contains(&Call::Hostname("web".to_owned())));
+    // No process runs before the files are there.
+    let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
+    let _: Started = within(control.call(RUN, &Run { process: sh("true") })).await.unwrap();
     assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"web\n");
     assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{}\n", hello().machine_id).as_bytes());
     assert!(String::from_utf8(vm.sys.file("/etc/hosts").unwrap()).unwrap().contains("\tweb\n"));
+}
+
+#[tokio::test]
+async fn a_guest_that_stays_who_it_is_is_not_written_again() {
+    let vm = Vm::new();
+    vm.link().await.run(sh("true")).await.unwrap();
+    let writes = || vm.sys.calls().iter().filter(|call| matches!(call, Call::WriteFile(_))).count();
+    let before = writes();
+    // A process may have changed the file: it is its machine.
+    vm.sys.write_file(std::path::Path::new("/etc/hostname"), b"mine\n").unwrap();
+    vm.link().await.run(sh("true")).await.unwrap_err();
+    assert_eq!((writes(), vm.sys.file("/etc/hostname").unwrap()), (before + 1, b"mine\n".to_vec()));
 }
 
 #[tokio::test]
