@@ -1,6 +1,7 @@
 //! Bytes between a client and a server in a guest.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_types::{GuestPort, InstanceId};
@@ -20,7 +21,7 @@ pub(crate) const IN_FLIGHT: Duration = Duration::from_millis(250);
 
 /// Serves one client from its connection to its end, or to `reset`.
 pub(crate) async fn serve(
-    gate: &Gate,
+    gate: &Arc<Gate>,
     instance: &InstanceId,
     port: GuestPort,
     mut client: TcpStream,

@@ -214,6 +214,29 @@ async fn a_reset_of_either_side_reaches_the_other() {
     server.set_zero_linger().unwrap();
     drop(server);
     assert_reset(&mut client).await;
+    // A cut, not the client's end, is what the other way has: the pipe is closed in both directions.
+    let (near, mut far) = duplex(1024);
+    let (_fake, _ports, public) = exposed(Server::Pipe(Arc::new(Some(near).into()))).await;
+    let mut client = dial(public).await;
+    client.write_all(b"x").await.unwrap();
+    within(far.read_u8()).await.unwrap();
+    client.set_zero_linger().unwrap();
+    drop(client);
+    assert_eq!(within(far.read(&mut [0])).await.unwrap(), 0);
+    assert!(far.write_all(b"x").await.is_err());
+}
+
+#[tokio::test]
+async fn connections_above_what_a_guest_link_carries_wait_for_their_turn() {
+    let limits = Limits { open_per_instance: 3, ..Limits::default() };
+    let (fake, _ports, public) = exposed_with(echo().await, limits).await;
+    let clients: Vec<_> = (0..50)
+        .map(|_| tokio::spawn(async move { assert_eq!(ask(dial(public).await, b"q").await, b"q") }))
+        .collect();
+    for client in clients {
+        within(client).await.unwrap();
+    }
+    fake.wait_for_count(0).await;
 }
 
 #[tokio::test]
