@@ -95,7 +95,6 @@ struct Failure {
 
 /// What is known of one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
 pub(crate) struct TemplateInfo {
     /// 32 hexadecimal digits.
     pub(crate) key: String,
@@ -117,7 +116,6 @@ pub(crate) struct TemplateInfo {
 
 /// Part of [`TemplateInfo`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
 pub(crate) enum TemplateState {
     /// VMs can be started from it.
     Ready,
@@ -381,7 +379,6 @@ impl Templates {
     }
 
     /// All templates, those that were used last first. Blocks.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
     pub(crate) fn list(&self) -> Vec<TemplateInfo> {
         let (ready, mut list) = {
             let state = self.state();
@@ -473,7 +470,6 @@ impl Templates {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
 fn info(key: &Key, machine: &Machine, state: TemplateState, at: Timestamp) -> TemplateInfo {
     TemplateInfo {
         key: key.as_str().to_owned(),

@@ -178,7 +178,6 @@ impl Template {
     }
 
     /// Whether its memory is in memory. Not while it is being read.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the handlers of the API"))]
     pub(super) fn is_loaded(&self) -> bool {
         self.memory.try_lock().is_ok_and(|memory| memory.is_some())
     }
