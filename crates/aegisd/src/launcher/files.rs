@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{ioctl_ficlone, seek};
@@ -10,6 +10,9 @@ use rustix::io::Errno;
 
 /// The newest part of a console that is kept when its VM is gone, in bytes.
 const CONSOLE_MAX: u64 = 1 << 20;
+
+/// Zeros in a row that are worth a hole, in bytes: more pieces would make copies slower.
+const PIECE: usize = 64 << 10;
 
 /// Makes a directory for the owner alone, and its parents.
 pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
@@ -95,6 +98,41 @@ pub(crate) fn copy_data(mut source: &File, mut copy: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes holes of the zeros in a file, where there are enough of them in a row, by replacing it with a copy.
+pub(crate) fn drop_zeros(path: &Path) -> io::Result<()> {
+    let source = File::open(path)?;
+    let length = source.metadata()?.len();
+    let fresh = fresh_name(path);
+    let copy = create(&fresh)?;
+    copy.set_len(length)?;
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    let copied = loop {
+        match seek(&source, rustix::fs::SeekFrom::Data(at)) {
+            // From the start of a piece, so that the holes of the copy are whole blocks.
+            Ok(data) => at = data - data % PIECE as u64,
+            Err(Errno::NXIO) => break Ok(()),
+            Err(e) => break Err(e.into()),
+        }
+        let size = (length - at).min(PIECE as u64);
+        let piece = &mut buffer[..usize::try_from(size).expect("at most a piece")];
+        let moved =
+            source.read_exact_at(piece, at).and_then(|()| match piece.iter().all(|&byte| byte == 0) {
+                true => Ok(()),
+                false => copy.write_all_at(piece, at),
+            });
+        if moved.is_err() {
+            break moved;
+        }
+        at += size;
+    };
+    let finished = copied.and_then(|()| fs::rename(&fresh, path));
+    if finished.is_err() {
+        let _ = fs::remove_file(&fresh);
+    }
+    finished
+}
+
 /// Waits until a file, or what a directory lists, is on the disk.
 pub(crate) fn flush(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -132,7 +170,7 @@ fn create(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     use super::*;
 
@@ -167,6 +205,26 @@ mod tests {
         file.set_len(1 << 20).unwrap();
         copy_data(&File::open(&from).unwrap(), &create(&to).unwrap()).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
+    }
+
+    #[test]
+    fn zeros_become_holes_and_nothing_else_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram");
+        let file = File::create(&path).unwrap();
+        file.write_all_at(&vec![0; 4 << 20], 0).unwrap();
+        // Odd on purpose, at the border of two pieces, and at an end that is none of a piece.
+        for at in [1000, (1 << 20) - 2, (4 << 20) + 100] {
+            file.write_all_at(b"abc", at).unwrap();
+        }
+        file.sync_all().unwrap();
+        let (before, blocks) = (fs::read(&path).unwrap(), file.metadata().unwrap().blocks());
+        drop_zeros(&path).unwrap();
+        assert!(fs::read(&path).unwrap() == before);
+        let copy = File::open(&path).unwrap();
+        copy.sync_all().unwrap();
+        assert!(copy.metadata().unwrap().blocks() <= blocks / 8, "{}", copy.metadata().unwrap().blocks());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

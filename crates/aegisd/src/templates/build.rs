@@ -153,6 +153,8 @@ fn finish(dir: &Path, target: &Path, key: &Key, machine: &Machine) -> Result<Tem
         // No later crash of the host can damage it, whatever `saved` says: that is written before this is known.
         let durable = aegis_proto::saved::SavedVm { durable: true, ..saved };
         files::write_atomically(&dir.join(SAVED_FILE), &serde_json::to_vec(&durable)?)?;
+        // Every VM pays for each page that is copied.
+        files::drop_zeros(&dir.join(RAM_FILE))?;
         Template::describe(dir, key, machine)?;
         for name in [RAM_FILE, STATE_FILE, DISK_FILE, SAVED_FILE] {
             files::flush(&dir.join(name))?;

@@ -501,3 +501,6 @@ async fn unload_later(template: std::sync::Weak<Template>, cancel: CancellationT
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
