@@ -8,9 +8,9 @@ use std::time::Duration;
 use aegis_link::guest::{GuestLink, Incoming, receive_hello, send_parked};
 use aegis_link::{Carrier, LinkError, Stream, rpc};
 use aegis_proto::GENERATION;
-use aegis_proto::hello::{Hello, Welcome};
+use aegis_proto::hello::{HELLO_MAX, Hello, Welcome};
 use aegis_proto::service::Service;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -285,8 +285,11 @@ impl Harness {
         }
     }
 
-    async fn session<C: Carrier>(&self, mut carrier: C) -> Result<(), SessionError> {
+    async fn session<C: Carrier>(&self, carrier: C) -> Result<(), SessionError> {
         let core = &self.core;
+        // The greeting is read byte by byte, and a byte of a port costs a system call. What is read ahead belongs to
+        // this session: the host says nothing for the next one before it has heard of it.
+        let mut carrier = BufReader::with_capacity(HELLO_MAX, carrier);
         if core.parked.load(Ordering::Relaxed) {
             end_line(&mut carrier).await?;
             send_parked(&mut carrier).await.map_err(LinkError::Io)?;

@@ -189,10 +189,18 @@ impl Driver {
             generation: ready.generation,
         };
         live.guest.set_link(Some(up.link.clone()));
-        // The time in the greeting is older than the kernel: it waited there for the guest to start.
-        set_clock(&mut live.guest).await;
-        self.linked(&mut live, up.link);
-        self.view.send_modify(|view| view.boot = Some(Ok(ready)));
+        // The time in the greeting waited for the guest to start. That took longest in a kernel that booted, and there
+        // no process has seen another time.
+        let first = restored.is_none();
+        if first {
+            set_clock(&mut live.guest).await;
+        }
+        self.view.send_modify(|view| {
+            (view.phase, view.link, view.boot) = (Phase::Running, Some(up.link), Some(Ok(ready)));
+        });
+        if !first {
+            set_clock(&mut live.guest).await;
+        }
         live
     }
 

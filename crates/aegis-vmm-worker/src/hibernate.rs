@@ -71,12 +71,15 @@ impl Driver {
         };
         match outcome {
             Outcome::Saved(Ok(())) => {
+                let saved = started.elapsed();
                 reap(live.vm.as_ref()).await;
+                let gone = started.elapsed();
                 if let Err(e) = memory::trim(&ram) {
                     tracing::warn!("the memory file keeps blocks that it does not need: {e}");
                 }
-                let took_ms = started.elapsed().as_millis();
-                tracing::info!(took_ms, "hibernated");
+                let took = started.elapsed();
+                let (ended_ms, trimmed_ms) = ((gone - saved).as_millis(), (took - gone).as_millis());
+                tracing::info!(took_ms = took.as_millis(), ended_ms, trimmed_ms, "hibernated");
                 replies.into_iter().for_each(|reply| respond(reply, Ok(())));
                 Err(Exited { reason: ExitReason::Hibernated, message: "hibernated".to_owned() })
             }

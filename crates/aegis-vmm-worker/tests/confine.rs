@@ -8,8 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
-use aegis_proto::worker::WorkerConfig;
-use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Mib, Ram, Vcpus, VmId, VmSpec};
+use aegis_proto::worker::{Restore, WorkerConfig};
+use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Mib, Ram, StartKind, Vcpus, VmId, VmSpec};
 use aegis_vmm_worker::confine;
 
 fn config(dir: &Path) -> WorkerConfig {
@@ -30,14 +30,14 @@ fn config(dir: &Path) -> WorkerConfig {
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
             disks: vec![disk("image", true), disk("upper", false)],
-            ram: Ram::default(),
+            ram: Ram::File { path: dir.join("memory/ram") },
             runtime_dir: dir.join("run"),
         },
         hostname: "web".to_owned(),
         machine_id: "0".repeat(32),
         boot_timeout_ms: 1,
         boot_attempts: 1,
-        restore: None,
+        restore: Some(Restore { state: dir.join("state"), kind: StartKind::Template, boot_id: None }),
         machine: String::new(),
         template: false,
     }
@@ -51,14 +51,15 @@ fn denied<T>(outcome: io::Result<T>) -> bool {
 fn a_confined_thread_reaches_its_vm_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
-    for name in ["kernel", "image", "upper", "secret"] {
+    for name in ["kernel", "image", "upper", "state", "secret"] {
         fs::write(dir.join(name), name).unwrap();
     }
     fs::create_dir(dir.join("run")).unwrap();
+    fs::create_dir(dir.join("memory")).unwrap();
     let config = config(&dir);
     // The layers apply to the calling thread: the rest of this process stays as it is.
     let confined = std::thread::spawn(move || {
-        let (confinement, _scope) = confine::apply(&config.vm, None);
+        let (confinement, _scope) = confine::apply(&config.vm, config.restore.as_ref());
 
         // What a VM needs works.
         assert_eq!(fs::read_to_string(dir.join("kernel")).unwrap(), "kernel");
@@ -66,6 +67,9 @@ fn a_confined_thread_reaches_its_vm_and_nothing_else() {
         assert!(File::options().read(true).write(true).open(dir.join("upper")).is_ok());
         fs::write(dir.join("run/a"), "a").unwrap();
         fs::rename(dir.join("run/a"), dir.join("run/b")).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("state")).unwrap(), "state");
+        fs::write(dir.join("memory/ram"), "").unwrap();
+        fs::rename(dir.join("memory/ram"), dir.join("memory/saved.json")).unwrap();
         let _listener = UnixListener::bind(dir.join("run/socket")).unwrap();
         assert!(UnixStream::connect(dir.join("run/socket")).is_ok());
         fs::remove_file(dir.join("run/socket")).unwrap();
@@ -79,6 +83,7 @@ fn a_confined_thread_reaches_its_vm_and_nothing_else() {
             assert!(denied(fs::write(dir.join("new"), "")));
             assert!(denied(File::options().write(true).open(dir.join("image"))));
             assert!(denied(File::options().write(true).open(dir.join("kernel"))));
+            assert!(denied(File::options().write(true).open(dir.join("state"))));
             fs::copy("/bin/true", dir.join("run/program")).unwrap();
             assert!(denied(Command::new(dir.join("run/program")).status()));
         }
