@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yamux::{Config, Connection, ConnectionError, Mode};
 
 use crate::{Carrier, LinkError};
@@ -41,7 +42,22 @@ impl fmt::Display for LinkEnd {
 
 /// One multiplexed stream. Shutting it down half-closes it; dropping it closes it.
 #[derive(Debug)]
-pub struct Stream(Compat<yamux::Stream>);
+pub struct Stream {
+    inner: Compat<yamux::Stream>,
+    /// The link is being closed by this side: yamux then leaves those waiting who wait on a stream. One for each
+    /// direction, because each may have a task of its own to wake.
+    read_over: Over,
+    write_over: Over,
+}
+
+type Over = Pin<Box<WaitForCancellationFutureOwned>>;
+
+impl Stream {
+    fn new(stream: yamux::Stream, over: &CancellationToken) -> Self {
+        let over = || Box::pin(over.clone().cancelled_owned());
+        Self { inner: stream.compat(), read_over: over(), write_over: over() }
+    }
+}
 
 impl AsyncRead for Stream {
     fn poll_read(
@@ -49,7 +65,11 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            // As when the peer closes.
+            Poll::Pending => self.read_over.as_mut().poll(cx).map(Ok),
+            read => read,
+        }
     }
 }
 
@@ -59,15 +79,20 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        match Pin::new(&mut self.inner).poll_write(cx, buf) {
+            Poll::Pending => {
+                self.write_over.as_mut().poll(cx).map(|()| Err(std::io::ErrorKind::BrokenPipe.into()))
+            }
+            written => written,
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 
@@ -116,7 +141,7 @@ impl Mux {
             close,
             inbound: (side == Side::Guest).then_some(inbound_tx),
             pending: VecDeque::new(),
-            closing: false,
+            over: CancellationToken::new(),
         };
         tokio::spawn(async move {
             let end = driver.run().await;
@@ -159,7 +184,8 @@ struct Driver<C: Carrier> {
     close: mpsc::Receiver<()>,
     inbound: Option<mpsc::Sender<Stream>>,
     pending: VecDeque<OpenReply>,
-    closing: bool,
+    /// Set when this side closes.
+    over: CancellationToken,
 }
 
 impl<C: Carrier> Driver<C> {
@@ -170,10 +196,10 @@ impl<C: Carrier> Driver<C> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkEnd> {
         loop {
             // Both a request and the disappearance of every handle end the connection.
-            if !self.closing && self.close.poll_recv(cx).is_ready() {
-                self.closing = true;
+            if !self.over.is_cancelled() && self.close.poll_recv(cx).is_ready() {
+                self.over.cancel();
             }
-            if self.closing {
+            if self.over.is_cancelled() {
                 return self.connection.poll_close(cx).map(|_| LinkEnd::Closed);
             }
             while let Poll::Ready(Some(reply)) = self.opens.poll_recv(cx) {
@@ -182,8 +208,9 @@ impl<C: Carrier> Driver<C> {
             while let Some(reply) = self.next_open() {
                 match self.connection.poll_new_outbound(cx) {
                     Poll::Ready(result) => {
-                        let result =
-                            result.map(|s| Stream(s.compat())).map_err(|e| LinkError::Ended(classify(&e)));
+                        let result = result
+                            .map(|s| Stream::new(s, &self.over))
+                            .map_err(|e| LinkError::Ended(classify(&e)));
                         let _ = reply.send(result);
                     }
                     Poll::Pending => {
@@ -196,7 +223,7 @@ impl<C: Carrier> Driver<C> {
                 Poll::Ready(Some(Ok(stream))) => {
                     // Dropping a stream resets it: the host takes none, the guest a bounded number.
                     if let Some(inbound) = &self.inbound {
-                        let _ = inbound.try_send(Stream(stream.compat()));
+                        let _ = inbound.try_send(Stream::new(stream, &self.over));
                     }
                 }
                 Poll::Ready(Some(Err(e))) => return Poll::Ready(classify(&e)),

@@ -248,3 +248,19 @@ mod shared_io {
         }
     }
 }
+
+#[tokio::test]
+async fn whoever_closes_the_link_leaves_nobody_waiting_on_its_streams() {
+    let link = linked().await;
+    let (mut reader, _writer) = tokio::io::split(link.open(Service::Exec).await.unwrap());
+    let reading = tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await });
+    let (_reader, mut writer) = tokio::io::split(link.open(Service::Exec).await.unwrap());
+    // Nobody reads what the guest sends back, so it stops to read what we send.
+    let writing = tokio::spawn(async move { while writer.write_all(&[0; 64 * 1024]).await.is_ok() {} });
+    tokio::task::yield_now().await;
+    link.close();
+    let both = async { (reading.await.unwrap(), writing.await.unwrap()) };
+    let (read, ()) = tokio::time::timeout(PATIENCE, both).await.unwrap();
+    // An error when the reader had to say something to the peer.
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}

@@ -3,12 +3,12 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use aegis_link::Stream;
 use aegis_link::tcp::{ConnectError, Connection, connect};
+use aegis_link::{Carrier, Stream};
 use aegis_proto::service::Service;
 use aegis_types::GuestPort;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 use crate::vm::{Host, Vm, within};
 
@@ -42,6 +42,16 @@ async fn dial(host: &Host, port: GuestPort, wait: Duration) -> Result<Connection
 async fn pair(host: &Host) -> (Connection<Stream>, TcpStream) {
     let (listener, port) = listen().await;
     let connection = dial(host, port, NOW).await.unwrap();
+    (connection, within(listener.accept()).await.unwrap().0)
+}
+
+/// The same over a socket that is copied to the stream and back, as it is between daemon and worker.
+async fn pair_through_worker(host: &Host) -> (Connection<UnixStream>, TcpStream) {
+    let (listener, port) = listen().await;
+    let mut stream = within(host.link.open(Service::Tcp)).await.unwrap();
+    let (near, mut far) = UnixStream::pair().unwrap();
+    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut stream).await });
+    let connection = within(connect(near, port, NOW)).await.unwrap();
     (connection, within(listener.accept()).await.unwrap().0)
 }
 
@@ -189,12 +199,48 @@ async fn a_reset_after_the_hosts_end_is_no_end_either() {
 }
 
 #[tokio::test]
+async fn ends_and_cuts_pass_through_the_worker() {
+    let vm = Vm::new();
+    let host = vm.link().await;
+    let (mut connection, mut server) = pair_through_worker(&host).await;
+    connection.write_all(b"question").await.unwrap();
+    connection.shutdown().await.unwrap();
+    let mut received = String::new();
+    within(server.read_to_string(&mut received)).await.unwrap();
+    server.write_all(b"answer").await.unwrap();
+    drop(server);
+    within(connection.read_to_string(&mut received)).await.unwrap();
+    assert_eq!(received, "questionanswer");
+
+    let (connection, mut server) = pair_through_worker(&host).await;
+    drop(connection);
+    assert_reset(&mut server).await;
+
+    let (mut connection, server) = pair_through_worker(&host).await;
+    connection.shutdown().await.unwrap();
+    server.set_zero_linger().unwrap();
+    drop(server);
+    assert!(within(connection.read_to_end(&mut Vec::new())).await.is_err());
+
+    let (mut connection, mut server) = pair_through_worker(&host).await;
+    host.link.close();
+    assert!(within(connection.read_to_end(&mut Vec::new())).await.is_err());
+    assert_reset(&mut server).await;
+}
+
+#[tokio::test]
 async fn connections_that_are_over_leave_room_for_others() {
     let vm = Vm::new();
     let host = vm.link().await;
     // More than the multiplexer has streams, each abandoned by the host after its end, with the server still sending.
-    for _ in 0..200 {
-        let (mut connection, mut server) = pair(&host).await;
+    for number in 0..300 {
+        let (mut connection, mut server): (Box<dyn Carrier>, _) = if number % 2 == 0 {
+            let (connection, server) = pair(&host).await;
+            (Box::new(connection), server)
+        } else {
+            let (connection, server) = pair_through_worker(&host).await;
+            (Box::new(connection), server)
+        };
         connection.shutdown().await.unwrap();
         server.write_all(b"event").await.unwrap();
         within(connection.read_exact(&mut [0; 5])).await.unwrap();
