@@ -12,3 +12,4 @@ mod requests;
 mod run;
 mod shutdown;
 mod support;
+mod templates;

@@ -179,8 +179,7 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let program = dir.path().join("worker");
-    let script =
-        "#!/bin/sh\nreadlink /proc/$$/fd/3 /proc/$$/fd/4 /proc/$$/fd/0\necho home=$HOME cwd=$PWD config=$1\n";
+    let script = "#!/bin/sh\nreadlink /proc/$$/fd/3 /proc/$$/fd/4 /proc/$$/fd/0 /proc/$$/fd/5\necho home=$HOME cwd=$PWD config=$1\n";
     let source = dir.path().join("script");
     fs::write(&source, script).unwrap();
     // By another process: a program that we had open for writing could not be started while another test forks.
@@ -210,7 +209,8 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         machine: String::new(),
         template: false,
     };
-    let mut child = spawn::spawn(&program, &config, None).unwrap();
+    let memory = fs::File::open(&source).unwrap();
+    let mut child = spawn::spawn(&program, &config, Some(&memory)).unwrap();
     let identity: WorkerIdentity =
         serde_json::from_slice(&fs::read(run_dir.join(IDENTITY_FILE)).unwrap()).unwrap();
     assert_eq!((identity.pid, identity.vm_id), (child.id(), config.vm.vm_id.clone()));
@@ -222,7 +222,11 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         "{log}"
     );
     let config_path = run_dir.join("config.json");
-    assert_eq!(lines[2..], ["/dev/null".to_owned(), format!("home= cwd=/ config={}", config_path.display())]);
+    let memory_path = source.display().to_string();
+    assert_eq!(
+        lines[2..],
+        ["/dev/null".to_owned(), memory_path, format!("home= cwd=/ config={}", config_path.display())]
+    );
     for name in [CONTROL_SOCKET, STREAMS_SOCKET, "config.json", IDENTITY_FILE, spawn::WORKER_LOG] {
         let mode = fs::metadata(run_dir.join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");

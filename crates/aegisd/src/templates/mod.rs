@@ -503,4 +503,4 @@ async fn unload_later(template: std::sync::Weak<Template>, cancel: CancellationT
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -15,15 +15,15 @@ use crate::saved::tests::leave;
 
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-struct Fixture {
+pub(crate) struct Fixture {
     dir: tempfile::TempDir,
-    home: Home,
-    machines: Arc<Machines>,
+    pub(crate) home: Home,
+    pub(crate) machines: Arc<Machines>,
 }
 
 impl Fixture {
     /// An installation whose worker ends at once.
-    fn new() -> Fixture {
+    pub(crate) fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::resolve(Some(dir.path().join("home"))).unwrap();
         home.ensure().unwrap();
@@ -57,20 +57,20 @@ impl Fixture {
     }
 
     /// As of a daemon that has just started.
-    fn templates(&self, options: TemplateOptions) -> Arc<Templates> {
+    pub(crate) fn templates(&self, options: TemplateOptions) -> Arc<Templates> {
         let templates = Templates::new(Arc::clone(&self.machines), options);
         templates.load().unwrap();
         templates
     }
 
-    fn machine(&self, mib: u64) -> Machine {
+    pub(crate) fn machine(&self, mib: u64) -> Machine {
         let image = ImageName::parse("base").unwrap();
         let memory = Mib::new(mib).unwrap();
         self.machines.find(&image, memory, Vcpus::DEFAULT, Accelerator::Tcg).unwrap()
     }
 
     /// What a build for a machine with this much memory leaves.
-    fn leave(&self, mib: u64) -> (Machine, PathBuf) {
+    pub(crate) fn leave(&self, mib: u64) -> (Machine, PathBuf) {
         let machine = self.machine(mib);
         let key = Key::of(&self.machines, &machine).unwrap();
         let dir = self.home.templates().join(key.as_str());
@@ -94,7 +94,9 @@ impl Fixture {
     }
 }
 
-const KEPT: TemplateOptions = TemplateOptions { enabled: true, age_max: FOREVER, bytes_max: u64::MAX };
+/// Nothing is pruned.
+pub(crate) const KEPT: TemplateOptions =
+    TemplateOptions { enabled: true, age_max: FOREVER, bytes_max: u64::MAX };
 
 #[test]
 fn a_template_serves_exactly_its_machine() {
