@@ -12,7 +12,9 @@ const POLL: Duration = Duration::from_millis(1);
 
 /// A daemon that makes templates, an instance that it was started for, and a build that does not get on.
 async fn building() -> (Host, InstanceId) {
-    let host = Host::start_with(|options| options.templates.enabled = true).await;
+    let host =
+        Host::start_with(|options| options.settings.templates.value = aegis_config::TemplatesSetting::Auto)
+            .await;
     // The name of the guest in every build.
     host.home.script("template", &[Guest::Silent]);
     let id = host.sleeper("web").await;
@@ -57,7 +59,9 @@ async fn what_a_crash_left_of_a_template_is_ended_and_removed_and_instances_go_o
 
 #[tokio::test]
 async fn a_vmm_that_cannot_save_makes_no_template_and_instances_boot() {
-    let mut host = Host::start_with(|options| options.templates.enabled = true).await;
+    let mut host =
+        Host::start_with(|options| options.settings.templates.value = aegis_config::TemplatesSetting::Auto)
+            .await;
     for handle in ["one", "two"] {
         let id = host.sleeper(handle).await;
         assert_eq!(host.exec(&id, &["echo", "up"]).await.stdout, b"up\n");
