@@ -1,17 +1,22 @@
 //! The floors: the same VMM, kernel and initramfs with nothing of ours around them, from spawn to the first answers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aegis_config::{Asset, Home, locate};
-use aegis_link::{host, rpc};
+use aegis_link::frames::{FrameReader, write_frame};
+use aegis_link::{Stream, host, rpc};
 use aegis_proto::GENERATION;
-use aegis_proto::control::{self, Status};
+use aegis_proto::control::{self, Process, Run, Started, Status};
 use aegis_proto::hello::Hello;
+use aegis_proto::logs::{LogEvent, Subscribe};
 use aegis_proto::service::Service;
 use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm::{Start, Vm, Vmm as _};
 use aegis_vmm_qemu::Qemu;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::BenchError;
 
@@ -23,6 +28,15 @@ pub(crate) struct Answers {
     pub(crate) greeting: Duration,
     /// It answered a call.
     pub(crate) call: Duration,
+}
+
+/// How far a start is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// The answer to a call.
+    Call,
+    /// The end of `true`, run as an instance runs its command. That is instead of the call.
+    EndOfTrue,
 }
 
 /// A machine without disks, with memory and CPUs as an instance has them.
@@ -47,16 +61,21 @@ pub(crate) fn machine(
 }
 
 /// Starts once and measures.
-pub(crate) async fn start(qemu: &Qemu, spec: &VmSpec, from: Start<'_>) -> Result<Answers, BenchError> {
+pub(crate) async fn start(
+    qemu: &Qemu,
+    spec: &VmSpec,
+    from: Start<'_>,
+    until: Until,
+) -> Result<Answers, BenchError> {
     let start = Instant::now();
     let vm = qemu.boot(spec, from).await?;
-    let answers = tokio::time::timeout(DEADLINE, talk(vm.as_ref(), start)).await;
+    let answers = tokio::time::timeout(DEADLINE, talk(vm.as_ref(), start, until)).await;
     vm.kill();
     vm.exited().await;
     answers.map_err(|_| BenchError::Failed(format!("the bare VM did not answer within {DEADLINE:?}")))?
 }
 
-async fn talk(vm: &dyn Vm, start: Instant) -> Result<Answers, BenchError> {
+async fn talk(vm: &dyn Vm, start: Instant, until: Until) -> Result<Answers, BenchError> {
     let carrier = vm.connect().await?;
     let hello = Hello {
         generation: GENERATION,
@@ -70,11 +89,41 @@ async fn talk(vm: &dyn Vm, start: Instant) -> Result<Answers, BenchError> {
     let (link, _welcome) = host::greet(carrier, hello).await?;
     let greeting = start.elapsed();
     let (client, _notifications) = rpc::Client::new(link.open(Service::Control).await?);
-    let called: Result<Status, _> = client.call(control::STATUS, &()).await;
+    match until {
+        Until::Call => call::<Status>(&client, control::STATUS, &()).await?,
+        Until::EndOfTrue => {
+            let process = Process { command: vec!["true".to_owned()], env: BTreeMap::new(), workdir: None };
+            // Both at once: nothing forbids it, so that it belongs to a floor.
+            let logs = link.open(Service::Logs).await?;
+            let run = Run { process };
+            tokio::try_join!(call::<Started>(&client, control::RUN, &run), ended(logs))?;
+        }
+    }
     let call = start.elapsed();
-    called.map_err(|e| BenchError::Failed(format!("the bare VM refused a call: {e}")))?;
     link.close();
     Ok(Answers { greeting, call })
+}
+
+async fn call<R: DeserializeOwned>(
+    client: &rpc::Client,
+    method: &str,
+    params: &impl Serialize,
+) -> Result<(), BenchError> {
+    let called: Result<R, _> = client.call(method, params).await;
+    called.map(drop).map_err(|e| BenchError::Failed(format!("the bare VM refused a call: {e}")))
+}
+
+/// Waits for the end of the command.
+async fn ended(mut logs: Stream) -> Result<(), BenchError> {
+    let failed = |e: &dyn std::fmt::Display| BenchError::Failed(format!("the bare VM has no output: {e}"));
+    write_frame(&mut logs, &Subscribe { after_seq: 0 }.into_frame()).await.map_err(|e| failed(&e))?;
+    let mut frames = FrameReader::new(logs);
+    while let Some(frame) = frames.next().await.map_err(|e| failed(&e))? {
+        if let LogEvent::Exited(_) = LogEvent::from_frame(frame).map_err(|e| failed(&e))? {
+            return Ok(());
+        }
+    }
+    Err(failed(&"it was cut off"))
 }
 
 fn unix_ns() -> u64 {

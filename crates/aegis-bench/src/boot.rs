@@ -10,6 +10,7 @@ use aegis_types::{Accelerator, StartKind};
 use aegis_vmm::Start;
 use aegis_vmm_qemu::Qemu;
 
+use crate::bare::Until;
 use crate::installation::Installation;
 use crate::report::{Memory, Report, Row};
 use crate::stats::Sample;
@@ -66,7 +67,7 @@ async fn measure_on(
     let spec = bare::machine(accelerator, kernel, scratch.path())?;
     let mut samples = Samples::default();
     for run in 0..runs {
-        samples.bare.add(bare::start(&qemu, &spec, Start::Boot).await?.greeting);
+        samples.bare.add(bare::start(&qemu, &spec, Start::Boot, Until::Call).await?.greeting);
         measure_instance(installation, &format!("bench-{run}"), &mut samples).await?;
         let mut command = installation.aegis()?;
         samples.run.add(timed::command(command.args(["run", "--", "true"])).await?);

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use crate::BenchError;
-use crate::bare::{self, Answers};
+use crate::bare::{self, Answers, Until};
 
 /// Disk of a template, and of an instance.
 const DISK_FILE: &str = "upper.ext4";
@@ -49,10 +49,10 @@ impl BareTemplate {
     }
 
     /// Restores it once, with a fresh copy of its disk that is not part of the time.
-    pub(crate) async fn start(&self) -> Result<Answers, BenchError> {
+    pub(crate) async fn start(&self, until: Until) -> Result<Answers, BenchError> {
         let copy = self.scratch.path().join(DISK_FILE);
         copy_sparse(&self.disk, &copy).map_err(BenchError::io("copy the disk of a template"))?;
-        bare::start(&self.qemu, &self.spec, Start::Restore { state: &self.state }).await
+        bare::start(&self.qemu, &self.spec, Start::Restore { state: &self.state }, until).await
     }
 }
 

@@ -7,6 +7,7 @@ use aegis_api::BuildTemplate;
 use aegis_config::{Asset, env, locate};
 use aegis_types::{Accelerator, StartKind};
 
+use crate::bare::Until;
 use crate::installation::Installation;
 use crate::report::{Disk, Report, Row};
 use crate::restore::BareTemplate;
@@ -15,6 +16,7 @@ use crate::{BenchError, bare, guest, host, instance, timed};
 
 const BARE: &str = "bare restore, spawn to first answer";
 const BARE_CALL: &str = "bare restore, spawn to first RPC";
+const BARE_TRUE: &str = "bare restore, spawn to end of true";
 const TEMPLATE: &str = "template start, spawn to first answer";
 const RUN: &str = "aegis run -- true, template warm";
 const START: &str = "instance start from template, to running";
@@ -25,6 +27,7 @@ const COLD_START: &str = "instance start by cold boot, to running";
 struct Samples {
     bare: Sample,
     bare_call: Sample,
+    bare_true: Sample,
     template: Sample,
     vmm: Sample,
     load: Sample,
@@ -61,9 +64,10 @@ async fn measure_on(
 
     let mut samples = Samples::default();
     for run in 0..runs {
-        let answers = bare.start().await?;
+        let answers = bare.start(Until::Call).await?;
         samples.bare.add(answers.greeting);
         samples.bare_call.add(answers.call);
+        samples.bare_true.add(bare.start(Until::EndOfTrue).await?.call);
         let name = format!("bench-{run}");
         let phases = started(warm, &name, true, StartKind::Template, &mut Sample::default()).await?;
         samples.template.add(phases.total);
@@ -92,11 +96,13 @@ fn rows(samples: &Samples) -> Vec<Row> {
     let rows = [
         Row::new(BARE, &samples.bare, None),
         Row::new(BARE_CALL, &samples.bare_call, None),
+        Row::new(BARE_TRUE, &samples.bare_true, bare),
         Row::new(TEMPLATE, &samples.template, bare),
         Row::new("– until the VMM is ready", &samples.vmm, None),
         Row::new("– until the state is loaded", &samples.load, None),
         Row::new("– until the guest answers", &samples.guest, None),
         Row::new(RUN, &samples.run, call),
+        Row::new("– beside the bare restore and true", &samples.run, Some((BARE_TRUE, &samples.bare_true))),
         Row::new(START, &samples.start, call),
         Row::new("– of it spawn to first answer", &samples.file, bare),
         Row::new(COLD, &samples.cold, bare),
@@ -111,7 +117,7 @@ async fn warm_up(
     cold: &Installation,
     bare: &BareTemplate,
 ) -> Result<String, BenchError> {
-    bare.start().await?;
+    bare.start(Until::Call).await?;
     let mut command = warm.aegis()?;
     timed::command(command.args(["run", "--", "true"])).await?;
     started(cold, "bench-warm-up", false, StartKind::Cold, &mut Sample::default()).await?;

@@ -38,12 +38,14 @@ async fn try_ask(port: PublicPort) -> io::Result<Duration> {
 pub(crate) struct Race {
     pub(crate) answers: u64,
     pub(crate) failures: u64,
+    /// One of them.
+    pub(crate) failure: Option<String>,
     /// To the last answer.
     pub(crate) took: Duration,
 }
 
 /// So many clients at once.
-pub(crate) async fn race(port: PublicPort, clients: u32) -> Race {
+pub(crate) async fn race(port: PublicPort, clients: u32) -> Result<Race, BenchError> {
     let start = Instant::now();
     let mut asking = JoinSet::new();
     for _ in 0..clients {
@@ -56,8 +58,12 @@ pub(crate) async fn race(port: PublicPort, clients: u32) -> Race {
                 race.answers += 1;
                 race.took = start.elapsed();
             }
-            Ok(Err(_)) | Err(_) => race.failures += 1,
+            Ok(Err(error)) => {
+                race.failures += 1;
+                race.failure = Some(error.to_string());
+            }
+            Err(error) => return Err(BenchError::Failed(format!("a client failed: {error}"))),
         }
     }
-    race
+    Ok(race)
 }

@@ -91,7 +91,10 @@ async fn measure_on(installation: &Installation, runs: u32, clients: u32) -> Res
 
         instance.hibernate().await?;
         let before = instance.stats().await?.wakes;
-        let race = tcp::race(instance.port, clients).await;
+        let race = tcp::race(instance.port, clients).await?;
+        if let Some(why) = race.failure {
+            anstream::eprintln!("warning: {} of {clients} clients: {why}", race.failures);
+        }
         samples.answers += race.answers;
         samples.failures += race.failures;
         samples.wakes += instance.stats().await?.wakes - before;
