@@ -59,7 +59,7 @@ async fn measure_on(installation: &Installation, count: u32, budget_mb: u64) -> 
         ports.push(port);
     }
     let began = Instant::now();
-    let (asked, failures) = ask_all(&ports).await;
+    let (asked, failures) = ask_all(&ports).await?;
     let took = began.elapsed();
     let most = watching.end().await?;
 
@@ -97,7 +97,7 @@ async fn measure_on(installation: &Installation, count: u32, budget_mb: u64) -> 
 }
 
 /// One request to each, a few at a time. Returns the times of the answers and the number of failures.
-async fn ask_all(ports: &[PublicPort]) -> (Sample, u64) {
+async fn ask_all(ports: &[PublicPort]) -> Result<(Sample, u64), BenchError> {
     let turns = std::sync::Arc::new(Semaphore::new(CONCURRENT));
     let mut asking = JoinSet::new();
     for &port in ports {
@@ -111,10 +111,14 @@ async fn ask_all(ports: &[PublicPort]) -> (Sample, u64) {
     while let Some(answer) = asking.join_next().await {
         match answer {
             Ok(Ok(took)) => asked.add(took),
-            Ok(Err(_)) | Err(_) => failures += 1,
+            Ok(Err(error)) => {
+                failures += 1;
+                anstream::eprintln!("warning: {error}");
+            }
+            Err(error) => return Err(BenchError::Failed(format!("a client failed: {error}"))),
         }
     }
-    (asked, failures)
+    Ok((asked, failures))
 }
 
 fn hibernated(stats: &DaemonStats) -> impl Iterator<Item = &aegis_api::InstanceStats> {
