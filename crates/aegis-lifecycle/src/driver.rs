@@ -426,6 +426,7 @@ impl Driver {
             updated_at: Timestamp::now(),
             last_active_at: self.last_active_at,
             life_began_at: self.life_began_at,
+            crashes: state.crashes,
             last_stop: self.last_stop.clone(),
         }
     }
