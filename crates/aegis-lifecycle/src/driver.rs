@@ -232,7 +232,7 @@ impl Driver {
             status,
             timers: HashMap::new(),
             lease: None,
-            counters: Counters::default(),
+            counters: Counters { crashes: state.crashes, ..Counters::default() },
             last_start: None,
             last_active_at: record.last_active_at,
             life_began_at: record.life_began_at,
