@@ -116,7 +116,8 @@ impl Transition {
         self.exit_line(status);
         self.count_end(status.code != 0, ran);
         let cause = StopCause { reason: StopReason::Exited, exit_code: Some(status.code), error };
-        self.stop_after_end(cause, EXIT_GRACE);
+        let grace = if self.state.rules.ephemeral { Duration::ZERO } else { EXIT_GRACE };
+        self.stop_after_end(cause, grace);
         self.note_exit(status);
     }
 
