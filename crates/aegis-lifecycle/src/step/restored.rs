@@ -80,7 +80,8 @@ pub fn restored(rules: Rules, past: Past, found: Found) -> (State, Vec<Effect>) 
         }
         // It is `starting` until the guest was asked how far it is.
         Found::Alive { vm, phase: Ok(WorkerPhase::Booting | WorkerPhase::Running) } if enabled => {
-            Phase::Booting { vm: vm.clone(), launched: true }
+            let from = StopCause::plain(StopReason::DaemonStopped);
+            Phase::Booting { vm: vm.clone(), launched: true, from }
         }
         // It is stopped below, and its command may run.
         Found::Alive { vm, .. } => Phase::Running { vm: vm.clone() },
