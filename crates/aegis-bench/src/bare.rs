@@ -1,32 +1,81 @@
-//! The floor: the same VMM, kernel and initramfs with nothing of ours around them, from spawn to the first answer.
+//! The floors: the same VMM, kernel and initramfs with nothing of ours around them, from spawn to the first answers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aegis_link::host;
+use aegis_config::{Asset, Home, locate};
+use aegis_link::frames::{FrameReader, write_frame};
+use aegis_link::{Stream, host, rpc};
 use aegis_proto::GENERATION;
+use aegis_proto::control::{self, Process, Run, Started, Status};
 use aegis_proto::hello::Hello;
-use aegis_types::VmSpec;
+use aegis_proto::logs::{LogEvent, Subscribe};
+use aegis_proto::service::Service;
+use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm::{Start, Vm, Vmm as _};
 use aegis_vmm_qemu::Qemu;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::BenchError;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Boots once and measures.
-pub(crate) async fn boot(qemu: &Qemu, spec: &VmSpec) -> Result<Duration, BenchError> {
-    let start = Instant::now();
-    let vm = qemu.boot(spec, Start::Boot).await?;
-    let greeted = tokio::time::timeout(DEADLINE, greet(vm.as_ref())).await;
-    let took = start.elapsed();
-    vm.kill();
-    vm.exited().await;
-    greeted.map_err(|_| BenchError::Failed(format!("the bare VM did not answer within {DEADLINE:?}")))??;
-    Ok(took)
+/// Times of one start, from the spawn of the VMM.
+pub(crate) struct Answers {
+    /// The guest answered the greeting.
+    pub(crate) greeting: Duration,
+    /// It answered a call.
+    pub(crate) call: Duration,
 }
 
-async fn greet(vm: &dyn Vm) -> Result<(), BenchError> {
+/// How far a start is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// The answer to a call.
+    Call,
+    /// The end of `true`, run as an instance runs its command. That is instead of the call.
+    EndOfTrue,
+}
+
+/// A machine without disks, with memory and CPUs as an instance has them.
+pub(crate) fn machine(
+    accelerator: Accelerator,
+    kernel: Option<&Path>,
+    runtime_dir: &Path,
+) -> Result<VmSpec, BenchError> {
+    let home = Home::resolve(None)?;
+    Ok(VmSpec {
+        vm_id: VmId::from_random(0),
+        vmm_path: locate(Asset::Vmm, None, &home)?.path,
+        accelerator,
+        kernel: locate(Asset::Kernel, kernel, &home)?.path,
+        initramfs: locate(Asset::Initramfs, None, &home)?.path,
+        memory: Mib::DEFAULT,
+        vcpus: Vcpus::DEFAULT,
+        disks: Vec::new(),
+        ram: Ram::default(),
+        runtime_dir: runtime_dir.to_owned(),
+    })
+}
+
+/// Starts once and measures.
+pub(crate) async fn start(
+    qemu: &Qemu,
+    spec: &VmSpec,
+    from: Start<'_>,
+    until: Until,
+) -> Result<Answers, BenchError> {
+    let start = Instant::now();
+    let vm = qemu.boot(spec, from).await?;
+    let answers = tokio::time::timeout(DEADLINE, talk(vm.as_ref(), start, until)).await;
+    vm.kill();
+    vm.exited().await;
+    answers.map_err(|_| BenchError::Failed(format!("the bare VM did not answer within {DEADLINE:?}")))?
+}
+
+async fn talk(vm: &dyn Vm, start: Instant, until: Until) -> Result<Answers, BenchError> {
     let carrier = vm.connect().await?;
     let hello = Hello {
         generation: GENERATION,
@@ -38,8 +87,43 @@ async fn greet(vm: &dyn Vm) -> Result<(), BenchError> {
         template: false,
     };
     let (link, _welcome) = host::greet(carrier, hello).await?;
+    let greeting = start.elapsed();
+    let (client, _notifications) = rpc::Client::new(link.open(Service::Control).await?);
+    match until {
+        Until::Call => call::<Status>(&client, control::STATUS, &()).await?,
+        Until::EndOfTrue => {
+            let process = Process { command: vec!["true".to_owned()], env: BTreeMap::new(), workdir: None };
+            // Both at once: nothing forbids it, so that it belongs to a floor.
+            let logs = link.open(Service::Logs).await?;
+            let run = Run { process };
+            tokio::try_join!(call::<Started>(&client, control::RUN, &run), ended(logs))?;
+        }
+    }
+    let call = start.elapsed();
     link.close();
-    Ok(())
+    Ok(Answers { greeting, call })
+}
+
+async fn call<R: DeserializeOwned>(
+    client: &rpc::Client,
+    method: &str,
+    params: &impl Serialize,
+) -> Result<(), BenchError> {
+    let called: Result<R, _> = client.call(method, params).await;
+    called.map(drop).map_err(|e| BenchError::Failed(format!("the bare VM refused a call: {e}")))
+}
+
+/// Waits for the end of the command.
+async fn ended(mut logs: Stream) -> Result<(), BenchError> {
+    let failed = |e: &dyn std::fmt::Display| BenchError::Failed(format!("the bare VM has no output: {e}"));
+    write_frame(&mut logs, &Subscribe { after_seq: 0 }.into_frame()).await.map_err(|e| failed(&e))?;
+    let mut frames = FrameReader::new(logs);
+    while let Some(frame) = frames.next().await.map_err(|e| failed(&e))? {
+        if let LogEvent::Exited(_) = LogEvent::from_frame(frame).map_err(|e| failed(&e))? {
+            return Ok(());
+        }
+    }
+    Err(failed(&"it was cut off"))
 }
 
 fn unix_ns() -> u64 {

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use aegis_client::Client;
-use aegis_config::{Asset, Home, locate};
+use aegis_config::{Asset, Home, env, locate};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -18,14 +18,15 @@ const POLL: Duration = Duration::from_millis(20);
 /// The daemon, its home, and its client.
 pub(crate) struct Installation {
     home: TempDir,
+    layout: Home,
     daemon: Child,
     kernel: Option<PathBuf>,
     pub(crate) client: Client,
 }
 
 impl Installation {
-    /// Starts a daemon and waits until it answers.
-    pub(crate) async fn start(kernel: Option<&Path>) -> Result<Self, BenchError> {
+    /// Starts a daemon with these settings, as variables, and waits until it answers.
+    pub(crate) async fn start(kernel: Option<&Path>, settings: &[(&str, &str)]) -> Result<Self, BenchError> {
         let home = tempfile::Builder::new()
             .prefix("aegis-bench-")
             .tempdir()
@@ -36,6 +37,9 @@ impl Installation {
         command
             .arg("--home")
             .arg(home.path())
+            // Another daemon may have the usual one.
+            .env(env::ROUTER_ADDR, "127.0.0.1:0")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -51,7 +55,12 @@ impl Installation {
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(Self { home, daemon, kernel: kernel.map(Path::to_owned), client })
+        Ok(Self { home, layout, daemon, kernel: kernel.map(Path::to_owned), client })
+    }
+
+    /// Where it keeps things.
+    pub(crate) fn layout(&self) -> &Home {
+        &self.layout
     }
 
     /// Process id of the daemon.
@@ -63,9 +72,9 @@ impl Installation {
     pub(crate) fn aegis(&self) -> Result<Command, BenchError> {
         let this = std::env::current_exe().map_err(BenchError::io("find this program"))?;
         let mut command = Command::new(this.with_file_name("aegis"));
-        command.env(aegis_config::env::HOME, self.home.path()).stdin(Stdio::null()).stdout(Stdio::null());
+        command.env(env::HOME, self.home.path()).stdin(Stdio::null()).stdout(Stdio::null());
         if let Some(kernel) = &self.kernel {
-            command.env(aegis_config::env::KERNEL, kernel);
+            command.env(env::KERNEL, kernel);
         }
         Ok(command)
     }

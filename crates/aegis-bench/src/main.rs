@@ -6,15 +6,25 @@
 
 mod bare;
 mod boot;
+mod density;
 mod guest;
+mod host;
 mod installation;
+mod instance;
 mod report;
+mod restore;
+mod start;
 mod stats;
+mod tcp;
+mod timed;
+mod wake;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use report::Report;
 
 /// Measures AegisVM beside a bare VMM on this machine
 #[derive(Parser)]
@@ -26,21 +36,74 @@ struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Cold boot, run, exec, pause and resume
-    Boot(BootArgs),
+    /// Cold boot, run, exec, pause and resume, without templates
+    Boot(Rounds),
+    /// Starts from a template, beside a bare restore of the same template
+    Start(Rounds),
+    /// Hibernation, and connections to resting instances
+    Wake(WakeArgs),
+    /// Many instances on a small memory budget
+    Density(DensityArgs),
 }
 
 #[derive(clap::Args)]
-struct BootArgs {
-    /// How often each boot is measured
+struct Rounds {
+    /// How often each figure is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(clap::Args)]
+struct WakeArgs {
+    #[command(flatten)]
+    rounds: Rounds,
+    /// Clients that connect at once to a hibernated instance
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    clients: u32,
+}
+
+#[derive(clap::Args)]
+struct DensityArgs {
+    /// Instances
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// Memory that all VMs may have together, in MiB
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(512..))]
+    budget: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(clap::Args)]
+struct Common {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
     /// Guest kernel; found like the daemon's when absent
     #[arg(long)]
     kernel: Option<PathBuf>,
+}
+
+impl What {
+    async fn measure(&self) -> Result<Report, BenchError> {
+        let kernel = self.common().kernel.as_deref();
+        match self {
+            Self::Boot(args) => boot::measure(args.runs, kernel).await,
+            Self::Start(args) => start::measure(args.runs, kernel).await,
+            Self::Wake(args) => wake::measure(args.rounds.runs, args.clients, kernel).await,
+            Self::Density(args) => density::measure(args.count, args.budget, kernel).await,
+        }
+    }
+
+    fn common(&self) -> &Common {
+        match self {
+            Self::Boot(args) | Self::Start(args) => &args.common,
+            Self::Wake(args) => &args.rounds.common,
+            Self::Density(args) => &args.common,
+        }
+    }
 }
 
 /// What stopped a measurement.
@@ -71,10 +134,10 @@ impl BenchError {
 // One thread: the bare VMM dies with the thread that started it.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let What::Boot(args) = Args::parse().what;
-    match boot::measure(args.runs, args.kernel.as_deref()).await {
+    let what = Args::parse().what;
+    match what.measure().await {
         Ok(report) => {
-            anstream::print!("{}", if args.json { report.to_json() } else { report.to_table() });
+            anstream::print!("{}", if what.common().json { report.to_json() } else { report.to_table() });
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::stats::Summary;
+use crate::stats::{Sample, Summary};
 
 /// All figures of one run.
 #[derive(Debug, Serialize)]
@@ -12,6 +12,10 @@ pub(crate) struct Report {
     pub(crate) version: &'static str,
     pub(crate) machine: Machine,
     pub(crate) rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) counts: Vec<Count>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) disk: Vec<Disk>,
     pub(crate) memory: Vec<Memory>,
 }
 
@@ -38,6 +42,33 @@ pub(crate) struct Row {
     pub(crate) ratio: Option<f64>,
 }
 
+impl Row {
+    /// `None` for an empty sample. The ratio is to the median of the floor.
+    pub(crate) fn new(
+        name: &'static str,
+        sample: &Sample,
+        floor: Option<(&'static str, &Sample)>,
+    ) -> Option<Self> {
+        let ms = sample.summary()?;
+        let ratio = floor.and_then(|(_, floor)| Some(ms.median / floor.summary()?.median));
+        Some(Self { name, ms, floor: floor.map(|(name, _)| name), ratio })
+    }
+}
+
+/// A number of something.
+#[derive(Debug, Serialize)]
+pub(crate) struct Count {
+    pub(crate) name: &'static str,
+    pub(crate) count: u64,
+}
+
+/// Space on the disk of the host.
+#[derive(Debug, Serialize)]
+pub(crate) struct Disk {
+    pub(crate) name: &'static str,
+    pub(crate) disk_kib: u64,
+}
+
 /// Resident memory of a process.
 #[derive(Debug, Serialize)]
 pub(crate) struct Memory {
@@ -62,8 +93,8 @@ impl Report {
             m.cpu, m.cores, m.host_kernel, m.guest_kernel, m.accelerator
         ));
         line(format_args!(
-            "{:<34} {:>9} {:>9} {:>9} {:>4}  {:>6}",
-            "milliseconds", "median", "min", "max", "n", "ratio"
+            "{:<44} {:>9} {:>9} {:>9} {:>9} {:>4}  {:>6}",
+            "milliseconds", "median", "p95", "min", "max", "n", "ratio"
         ));
         for row in &self.rows {
             let versus = match (row.ratio, row.floor) {
@@ -72,14 +103,23 @@ impl Report {
             };
             let s = row.ms;
             line(format_args!(
-                "{:<34} {:>9.2} {:>9.2} {:>9.2} {:>4}  {versus}",
-                row.name, s.median, s.min, s.max, s.count
+                "{:<44} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>4}  {versus}",
+                row.name, s.median, s.p95, s.min, s.max, s.count
             ));
         }
+        for count in &self.counts {
+            line(format_args!("{:<44} {:>9}", count.name, count.count));
+        }
+        for disk in &self.disk {
+            line(format_args!("{:<44} {:>9.1} MiB on disk", disk.name, mib(disk.disk_kib)));
+        }
         for memory in &self.memory {
-            let mib = memory.resident_kib as f64 / 1024.0;
-            line(format_args!("{:<34} {mib:>9.1} MiB resident", memory.process));
+            line(format_args!("{:<44} {:>9.1} MiB resident", memory.process, mib(memory.resident_kib)));
         }
         text
     }
+}
+
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
 }

@@ -12,6 +12,8 @@ pub(crate) struct Sample(Vec<f64>);
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
+    /// Not exceeded by 95 of 100.
+    pub(crate) p95: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
     pub(crate) count: usize,
@@ -33,7 +35,8 @@ impl Sample {
         } else {
             f64::midpoint(sorted[middle - 1], sorted[middle])
         };
-        Some(Summary { median, min, max, count: sorted.len() })
+        let p95 = sorted[(sorted.len() * 95).div_ceil(100) - 1];
+        Some(Summary { median, p95, min, max, count: sorted.len() })
     }
 }
 
@@ -49,7 +52,9 @@ mod tests {
             sample.summary()
         };
         assert_eq!(of(&[]), None);
-        assert_eq!(of(&[3, 1, 2]), Some(Summary { median: 2.0, min: 1.0, max: 3.0, count: 3 }));
-        assert_eq!(of(&[4, 1]), Some(Summary { median: 2.5, min: 1.0, max: 4.0, count: 2 }));
+        assert_eq!(of(&[3, 1, 2]), Some(Summary { median: 2.0, p95: 3.0, min: 1.0, max: 3.0, count: 3 }));
+        let twenty: Vec<u64> = (1..=20).collect();
+        assert_eq!(of(&twenty).map(|summary| summary.p95), Some(19.0));
+        assert_eq!(of(&[4, 1]), Some(Summary { median: 2.5, p95: 4.0, min: 1.0, max: 4.0, count: 2 }));
     }
 }

@@ -19,8 +19,9 @@ use crate::{Carrier, LinkError};
 const SPLIT_SEND_BYTES: usize = 16 * 1024;
 const STREAMS_MAX: usize = 128;
 const RECEIVE_WINDOW_BYTES: usize = 32 * 1024 * 1024;
-/// Inbound streams that nobody has accepted yet; more are reset.
-const BACKLOG: usize = 64;
+/// Inbound streams that nobody has accepted yet; more are reset. As many as there can be: those of all clients that wake
+/// a VM are opened in one burst, which arrives before the accepting task has its first turn.
+const BACKLOG: usize = STREAMS_MAX;
 
 /// Why a link is over.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -80,10 +80,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Measure boot, run, exec, pause and resume
+    /// Measure boots, starts, wakes and density beside a bare VMM
     #[command(disable_help_flag = true)]
     Bench {
-        /// Arguments of the benchmark; `--help` lists them
+        /// `boot`, `start`, `wake` or `density`, and its options; `--help` lists them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<std::ffi::OsString>,
     },
