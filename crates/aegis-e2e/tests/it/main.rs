@@ -4,7 +4,10 @@
 mod boot;
 mod crash;
 mod exec;
+mod guest;
+mod hibernate;
 mod hostile;
 mod image;
 mod instance;
+mod router;
 mod run;
