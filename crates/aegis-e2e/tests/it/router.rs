@@ -163,7 +163,7 @@ fn a_busy_port_that_was_asked_for_is_refused() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let refused = aegis.launch("box", &["--expose", &format!("{port}:80")], &["true"]).expect_code(1);
-    assert!(refused.err().contains(&format!("public port {port} is already in use")), "{}", refused.err());
+    assert!(refused.err().contains(&format!("public port {port} is already used")), "{}", refused.err());
     assert!(aegis.list().is_empty(), "nothing is left of it");
 
     // One of our own is named.
