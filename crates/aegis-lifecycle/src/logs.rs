@@ -33,8 +33,12 @@ pub(crate) async fn follow(session: &Session, boot: &VmId, worker: &dyn Worker) 
     let mut seq = session.logs.last_seq(&session.spec.id, boot).await;
     let mut failures = 0;
     loop {
-        // Halted CPUs answer nobody. An error means that the driver is gone.
-        status.wait_for(|status| status.reachable).await.ok()?;
+        // Halted CPUs answer nobody, and those of a VM that is being saved never do again: its worker ends. An error
+        // means that the driver is gone.
+        tokio::select! {
+            reachable = status.wait_for(|status| status.reachable) => drop(reachable.ok()?),
+            _ = worker.exited() => return None,
+        }
         let before = seq;
         let message = match read(session, boot, worker, &mut seq).await {
             Ok(status) => return Some(Event::ProcessExited { vm, status, ran: None }),

@@ -56,6 +56,8 @@ pub(crate) struct State {
     pub(crate) ignores_stop: bool,
     pub(crate) pause_fails: bool,
     pub(crate) hibernate_fails: bool,
+    /// From the end of its streams to the end of its worker.
+    pub(crate) hibernate_takes: Duration,
     pub(crate) status_fails: bool,
     /// A server listens on every port.
     pub(crate) listens: bool,
@@ -96,6 +98,7 @@ impl Guest {
             ignores_stop: false,
             pause_fails: false,
             hibernate_fails: false,
+            hibernate_takes: Duration::ZERO,
             status_fails: false,
             listens: false,
         };
@@ -191,6 +194,11 @@ impl Worker for Arc<Guest> {
         self.called("hibernate");
         if self.state.borrow().hibernate_fails {
             return Err(WorkerError("the disk is full".to_owned()));
+        }
+        let takes = self.state.borrow().hibernate_takes;
+        if !takes.is_zero() {
+            self.set(|s| s.log_epoch += 1);
+            tokio::time::sleep(takes).await;
         }
         self.saved.store(true, std::sync::atomic::Ordering::SeqCst);
         self.set(|s| {

@@ -96,6 +96,17 @@ async fn what_may_not_be_saved_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_that_takes_long_to_save_is_hibernated_as_soon_as_it_is_saved() {
+    let (world, _manager, instance) = running_with(Policy { never_pause: true, ..Policy::default() }).await;
+    world.guest(0).set(|s| s.hibernate_takes = Duration::from_secs(3));
+    let began = Instant::now();
+    instance.hibernate().await.unwrap();
+    assert_eq!(instance.status().state, InstanceState::Hibernated);
+    // In the time of the test.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hibernation_that_fails_leaves_it_running_and_says_why() {
     let (world, _manager, instance) = running_with(Policy { never_pause: true, ..Policy::default() }).await;
     world.guest(0).set(|s| s.hibernate_fails = true);
