@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 pub mod initramfs;
+pub mod net;
 mod procs;
 
 use std::ffi::OsStr;
@@ -74,10 +75,15 @@ impl Default for Aegis {
 }
 
 impl Aegis {
-    /// A fresh home; nothing is started.
+    /// A fresh home; nothing is started. There are no templates: nothing runs but what a test starts.
     pub fn new() -> Self {
         // Unix socket paths are short, so the home is right below the temporary directory.
-        let home = tempfile::Builder::new().prefix("aegis-e2e-").tempdir().unwrap();
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// The same with a home in this directory.
+    pub fn new_in(dir: &Path) -> Self {
+        let home = tempfile::Builder::new().prefix("aegis-e2e-").tempdir_in(dir).unwrap();
         let bin = match std::env::var_os("AEGIS_E2E_BIN_DIR") {
             Some(dir) => PathBuf::from(dir),
             None => {
@@ -86,6 +92,14 @@ impl Aegis {
         };
         assert!(bin.join("aegis").exists(), "no programs in `{}`: run `make all` first", bin.display());
         Self { home, bin, env: Vec::new() }
+            // Installations side by side cannot have the same port.
+            .with_env("AEGIS_ROUTER_ADDR", "127.0.0.1:0")
+            .with_env("AEGIS_TEMPLATES", "off")
+    }
+
+    /// Makes and uses templates, as users have it.
+    pub fn with_templates(self) -> Self {
+        self.with_env("AEGIS_TEMPLATES", "auto")
     }
 
     /// Sets an environment variable for every command of this installation, its daemon included.
@@ -143,10 +157,26 @@ impl Aegis {
 
     /// Starts an instance and waits until it runs.
     pub fn start(&self, name: &str, command: &[&str]) {
-        let args = ["instance", "start", "--name", name, "--"];
+        self.start_with(name, &[], command);
+    }
+
+    /// The same with options of `aegis instance start`.
+    pub fn start_with(&self, name: &str, options: &[&str], command: &[&str]) {
         self.aegis(["up"]).expect_ok();
-        self.aegis(args.iter().chain(command)).expect_ok();
+        self.launch(name, options, command).expect_ok();
         self.wait_state(name, "running");
+    }
+
+    /// `aegis instance start --name NAME OPTIONS -- COMMAND`, which does not wait for the boot.
+    pub fn launch(&self, name: &str, options: &[&str], command: &[&str]) -> Output {
+        let args = ["instance", "start", "--name", name];
+        self.aegis(args.iter().chain(options).chain(&["--"]).chain(command))
+    }
+
+    /// `aegis instance ACTION NAME`, which must succeed.
+    #[track_caller]
+    pub fn instance(&self, action: &str, name: &str) {
+        self.aegis(["instance", action, name]).expect_ok();
     }
 
     /// `aegis exec NAME -- sh -c SCRIPT`.
@@ -158,6 +188,32 @@ impl Aegis {
     pub fn info(&self, name: &str) -> Value {
         let output = self.aegis(["instance", "info", name, "--json"]).expect_ok();
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// `aegis stats NAME --json`.
+    pub fn stats(&self, name: &str) -> Value {
+        let output = self.aegis(["stats", name, "--json"]).expect_ok();
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Everything in the log of an instance. Lines of the daemon are on the other output.
+    pub fn logs(&self, name: &str) -> Output {
+        self.aegis(["logs", name]).expect_ok()
+    }
+
+    /// The public port of a guest port.
+    #[track_caller]
+    pub fn port(&self, name: &str, guest: u16) -> u16 {
+        let info = self.info(name);
+        let endpoints = info["endpoints"].as_array().cloned().unwrap_or_default();
+        let found = endpoints.iter().find(|endpoint| endpoint["guest_port"] == guest);
+        found.and_then(|endpoint| endpoint["public_port"].as_u64()?.try_into().ok()).expect("it is exposed")
+    }
+
+    /// Where the memory of an instance is kept.
+    pub fn memory_dir(&self, name: &str) -> PathBuf {
+        let id = self.info(name)["id"].as_str().unwrap().to_owned();
+        self.home().join("data/instances").join(id).join("memory")
     }
 
     /// All instances.
@@ -183,6 +239,14 @@ impl Aegis {
     pub fn daemon_pid(&self) -> u32 {
         let text = std::fs::read_to_string(self.home().join("data/aegisd.pid")).unwrap();
         text.trim().parse().unwrap()
+    }
+
+    /// Kills the daemon and waits until it is gone. VMs stay.
+    pub fn kill_daemon(&self) {
+        self.process("aegisd").kill();
+        wait_for("the daemon to die", || {
+            self.processes().iter().all(|p| p.program != "aegisd").then_some(())
+        });
     }
 
     /// Live processes that belong to this home: daemon, workers and VMMs.

@@ -232,7 +232,7 @@ impl Driver {
             status,
             timers: HashMap::new(),
             lease: None,
-            counters: Counters::default(),
+            counters: Counters { crashes: state.crashes, ..Counters::default() },
             last_start: None,
             last_active_at: record.last_active_at,
             life_began_at: record.life_began_at,
@@ -426,6 +426,7 @@ impl Driver {
             updated_at: Timestamp::now(),
             last_active_at: self.last_active_at,
             life_began_at: self.life_began_at,
+            crashes: state.crashes,
             last_stop: self.last_stop.clone(),
         }
     }

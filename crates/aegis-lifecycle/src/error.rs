@@ -31,6 +31,12 @@ pub enum Denied {
         /// What failed.
         message: String,
     },
+    /// Other VMs have all the memory that VMs may have.
+    #[error("{message}")]
+    NoMemory {
+        /// What is in the way.
+        message: String,
+    },
     /// It crashed so often that only an explicit start is tried.
     #[error("the instance crashed {count} times in a row")]
     CrashLoop {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_proto::exec::Start;
-use aegis_types::GuestPort;
+use aegis_types::{GuestPort, InstanceState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::driver::{Grant, Reply, Request};
@@ -130,14 +130,29 @@ impl Instance {
         self.send(Ask::Attach, Reply::Attach(reply), answer).await
     }
 
-    /// Connects to a TCP port of the guest, waking the instance if it may be woken. The guest waits for a listener for
-    /// `wait`. Counts as activity from the call on.
+    /// Connects to a TCP port of the guest, waking the instance if it may be woken, again if it is paused before the
+    /// guest has answered. The guest waits for a listener for `wait`. Counts as activity from the call on.
     ///
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(&self, port: GuestPort, wait: Duration) -> Result<Connection, ConnectError> {
         let grant = self.wake(Use::Connection).await?;
-        Connection::open(grant, port, wait).await
+        tokio::select! {
+            opened = Connection::open(grant, port, wait) => opened,
+            denied = self.undo_pauses() => Err(denied.into()),
+        }
+    }
+
+    /// Resumes the VM whenever somebody has it paused, which is done whoever uses it. Ends when that is denied.
+    async fn undo_pauses(&self) -> Denied {
+        let mut status = self.watch();
+        while status.wait_for(|status| status.state == InstanceState::Paused).await.is_ok() {
+            if let Err(denied) = self.wake(Use::Connection).await {
+                return denied;
+            }
+        }
+        // There is no driver any more: whoever opens the connection learns that the VM is gone.
+        std::future::pending().await
     }
 
     /// Ends the VM at once, removes files and record, and returns when all of it is gone.

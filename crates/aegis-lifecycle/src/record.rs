@@ -45,6 +45,8 @@ pub struct Record {
     pub last_active_at: Option<Timestamp>,
     /// Start of its life: the last start that was not a restore. For [`Policy::max_lifetime`].
     pub life_began_at: Option<Timestamp>,
+    /// Crashes in a row, until [`Record::last_stop`].
+    pub crashes: u8,
     /// End of the last VM.
     pub last_stop: Option<LastStop>,
 }

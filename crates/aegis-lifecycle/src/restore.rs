@@ -34,6 +34,7 @@ pub(crate) async fn create(
         updated_at: now,
         last_active_at: Some(now),
         life_began_at: Some(now),
+        crashes: 0,
         last_stop: None,
     };
     shared.ports.registry.save(&record).await?;
@@ -49,6 +50,7 @@ pub(crate) async fn restore(shared: &Arc<Shared>, record: Record) {
         enabled: record.enabled,
         saved: live.is_none() && shared.ports.launcher.has_saved(&record.spec.id).await,
         life_left: life_left(&record),
+        crashes: record.crashes,
     };
     let rules = shared.rules(&record.spec);
     let (instance, driver) = Driver::new(shared, record.clone(), restored(rules, past, found), live);

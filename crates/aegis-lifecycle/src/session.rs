@@ -106,13 +106,13 @@ impl Session {
     async fn launch(&self, launcher: &dyn Launcher) -> Result<Arc<dyn Worker>, Event> {
         let room = self.make_room().await.map_err(|message| {
             let hint = "hint: stop or hibernate other instances, or raise `ram_budget_mb` in config.toml";
-            self.failed(BootProblem { message, details: vec![hint.to_owned()] })
+            self.failed(BootProblem { message, details: vec![hint.to_owned()], no_memory: true })
         })?;
         let Launched { worker, notes } =
             launcher.launch(&self.spec, &self.vm).await.map_err(|LaunchError { message, hint }| {
                 let details =
                     hint.into_iter().map(|hint| format!("hint: {}", text::bounded(&hint))).collect();
-                self.failed(BootProblem { message: text::bounded(&message), details })
+                self.failed(BootProblem { message: text::bounded(&message), details, no_memory: false })
             })?;
         for note in notes {
             self.logs.system(&self.spec.id, SystemMessage::Error(text::bounded(&note))).await;
@@ -162,6 +162,7 @@ impl Session {
             Obstacle::Unreachable(message) => self.failed(BootProblem {
                 message: format!("the guest did not start the command: {message}"),
                 details: Vec::new(),
+                no_memory: false,
             }),
         }
     }
@@ -186,7 +187,7 @@ async fn wait_ready(worker: &dyn Worker) -> Result<Ready, BootFailure> {
 
 fn problem_of(failure: BootFailure) -> BootProblem {
     let details = failure.console.iter().map(|line| format!("console: {}", text::bounded(line))).collect();
-    BootProblem { message: text::bounded(&failure.message), details }
+    BootProblem { message: text::bounded(&failure.message), details, no_memory: false }
 }
 
 async fn call<R: serde::de::DeserializeOwned>(

@@ -42,6 +42,8 @@ pub struct InstanceRow {
     pub last_active_at: Option<Timestamp>,
     /// Last start that was not a restore.
     pub life_began_at: Option<Timestamp>,
+    /// Crashes in a row.
+    pub crashes: u8,
     /// End of the last VM.
     pub stopped_at: Option<Timestamp>,
     /// Why the last VM ended.
@@ -54,15 +56,15 @@ pub struct InstanceRow {
 
 const UPSERT: &str = "
     INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, created_at,
-        enabled, live, updated_at, last_active_at, life_began_at, stopped_at, stop_reason, exit_code, last_error)
+        enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
     VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :created_at,
-        :enabled, :live, :updated_at, :last_active_at, :life_began_at, :stopped_at, :stop_reason, :exit_code, :last_error)
+        :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
         workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus, policy = excluded.policy,
         created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
-        life_began_at = excluded.life_began_at,
+        life_began_at = excluded.life_began_at, crashes = excluded.crashes,
         stopped_at = excluded.stopped_at, stop_reason = excluded.stop_reason, exit_code = excluded.exit_code,
         last_error = excluded.last_error";
 
@@ -87,6 +89,7 @@ impl InstanceRow {
             ":updated_at": self.updated_at.to_string(),
             ":last_active_at": text(self.last_active_at),
             ":life_began_at": text(self.life_began_at),
+            ":crashes": self.crashes,
             ":stopped_at": text(self.stopped_at),
             ":stop_reason": self.stop_reason.map(StopReason::as_str),
             ":exit_code": self.exit_code,
@@ -132,6 +135,7 @@ impl InstanceRow {
             updated_at: columns.parsed("updated_at")?,
             last_active_at: columns.parsed_option("last_active_at")?,
             life_began_at: columns.parsed_option("life_began_at")?,
+            crashes: columns.get("crashes")?,
             stopped_at: columns.parsed_option("stopped_at")?,
             stop_reason: columns.parsed_option("stop_reason")?,
             exit_code: columns.get("exit_code")?,

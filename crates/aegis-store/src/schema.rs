@@ -30,6 +30,7 @@ pub(crate) const STEPS: &[&str] = &[
     "
     ALTER TABLE instances ADD COLUMN policy TEXT NOT NULL DEFAULT '{}'; -- JSON object
     ALTER TABLE instances ADD COLUMN life_began_at TEXT;
+    ALTER TABLE instances ADD COLUMN crashes INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE exposes (
         instance_id    TEXT NOT NULL REFERENCES instances (id) ON DELETE CASCADE,
         guest_port     INTEGER NOT NULL,

@@ -23,7 +23,8 @@ impl Registry for StoredRegistry {
 }
 
 fn to_row(record: Record) -> InstanceRow {
-    let Record { spec, enabled, live, updated_at, last_active_at, life_began_at, last_stop } = record;
+    let Record { spec, enabled, live, updated_at, last_active_at, life_began_at, crashes, last_stop } =
+        record;
     let (stopped_at, stop_reason, exit_code, last_error) = match last_stop {
         Some(stop) => (Some(stop.at), Some(stop.reason), stop.exit_code, stop.error),
         None => (None, None, None, None),
@@ -44,6 +45,7 @@ fn to_row(record: Record) -> InstanceRow {
         updated_at,
         last_active_at,
         life_began_at,
+        crashes,
         stopped_at,
         stop_reason,
         exit_code,
@@ -77,6 +79,7 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
         updated_at: row.updated_at,
         last_active_at: row.last_active_at,
         life_began_at: row.life_began_at,
+        crashes: row.crashes,
         last_stop,
     }
 }
@@ -117,6 +120,7 @@ mod tests {
                 updated_at: Timestamp::UNIX_EPOCH,
                 last_active_at: Some(Timestamp::UNIX_EPOCH),
                 life_began_at: Some(Timestamp::UNIX_EPOCH),
+                crashes: 2,
                 last_stop,
             };
             assert_eq!(to_record(to_row(record.clone())), record);

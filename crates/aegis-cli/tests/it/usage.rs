@@ -318,5 +318,7 @@ fn bench_hands_over_to_its_program() {
     let mut command = fake.command(&["bench", "boot", "--help"]);
     let output = output(command.env("AEGIS_BENCH", program));
     assert_eq!(fake.render(&output), "exit: 7\n--- stdout\n[HOME] boot --help\n");
-    assert_eq!(fake.output(&["bench"]).status.code(), Some(1));
+    let mut command = fake.command(&["bench"]);
+    let missing = fake.home().join("missing");
+    assert_eq!(crate::fake::output(command.env("AEGIS_BENCH", missing)).status.code(), Some(1));
 }

@@ -94,10 +94,11 @@ fn stop_gives_processes_time_to_finish() {
 }
 
 #[test]
-fn down_stops_everything_and_up_remembers() {
+fn down_hibernates_everything_and_up_remembers() {
     let aegis = Aegis::new();
     aegis.start_sleeper("one");
     aegis.start_sleeper("two");
+    aegis.exec_sh("one", "echo kept > /dev/shm/memory").expect_ok();
     aegis.down();
     aegis.aegis(["status"]).expect_ok();
     aegis.aegis(["up"]).expect_ok();
@@ -105,9 +106,20 @@ fn down_stops_everything_and_up_remembers() {
         let info = aegis.info(name);
         assert_eq!(
             (info["state"].as_str(), info["enabled"].as_bool()),
-            (Some("stopped"), Some(true)),
+            (Some("hibernated"), Some(true)),
             "{info}"
         );
     }
-    aegis.exec_sh("one", "true").expect_ok();
+    assert_eq!(aegis.exec_sh("one", "cat /dev/shm/memory").expect_ok().out(), "kept\n");
+    assert_eq!(aegis.info("two")["state"], "hibernated", "nothing wakes it");
+    // Unless they are to be stopped.
+    aegis.aegis(["down", "--stop"]).expect_ok();
+    aegis.aegis(["up"]).expect_ok();
+    let info = aegis.info("one");
+    assert_eq!(
+        (info["state"].as_str(), info["stop_reason"].as_str()),
+        (Some("stopped"), Some("daemon_stopped"))
+    );
+    assert_eq!(aegis.info("two")["state"], "hibernated", "it has no VM to stop");
+    assert_eq!(aegis.exec_sh("one", "ls /dev/shm").expect_ok().out(), "");
 }

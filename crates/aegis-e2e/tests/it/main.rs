@@ -3,8 +3,15 @@
 
 mod boot;
 mod crash;
+mod crash_rest;
 mod exec;
+mod guest;
+mod hibernate;
 mod hostile;
 mod image;
 mod instance;
+mod races;
+mod rest;
+mod router;
 mod run;
+mod templates;

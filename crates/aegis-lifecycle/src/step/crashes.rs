@@ -30,6 +30,14 @@ impl Transition {
         }
     }
 
+    /// Crashes that an earlier daemon counted.
+    pub(super) fn recall_crashes(&mut self, crashes: u8) {
+        self.state.crashes = crashes;
+        if crashes > 0 {
+            self.arm(Timer::Forgive, FORGIVE_AFTER);
+        }
+    }
+
     /// What follows an end for this cause.
     pub(super) fn after_end(&mut self, cause: &StopCause) -> AfterStop {
         let failed = match cause.reason {

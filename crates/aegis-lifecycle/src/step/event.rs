@@ -183,6 +183,8 @@ pub struct BootProblem {
     pub message: String,
     /// More lines for the log: a hint, the end of the guest's console.
     pub details: Vec<String>,
+    /// Other VMs have all the memory: nothing is wrong with this one.
+    pub no_memory: bool,
 }
 
 /// Something to do. Effects are performed in order; those that take time report back with an event.

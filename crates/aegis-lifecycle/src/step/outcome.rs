@@ -62,18 +62,22 @@ impl Transition {
     }
 
     fn booted(&mut self) {
-        if let Phase::Booting { vm, launched: true } = self.state.phase.clone() {
+        if let Phase::Booting { vm, launched: true, .. } = self.state.phase.clone() {
             self.arrive_running(vm);
         }
     }
 
     fn boot_failed(&mut self, failure: BootProblem) {
         match &mut self.state.phase {
-            Phase::Booting { launched, .. } => {
-                let launched = *launched;
+            Phase::Booting { launched, from, .. } => {
+                let (launched, from) = (*launched, from.clone());
                 self.error(format!("boot failed: {}", failure.message));
                 for line in failure.details {
                     self.error(line);
+                }
+                let untouched = !launched && from.reason == StopReason::Hibernated;
+                if failure.no_memory || untouched {
+                    return self.not_tried(from, failure.no_memory, failure.message);
                 }
                 let cause = StopCause::failed(StopReason::BootFailed, failure.message);
                 self.count_end(true, None);
@@ -86,10 +90,19 @@ impl Transition {
             Phase::Stopping(Stopping { vm, stage: stage @ Stage::Launching, .. }) => {
                 *stage = Stage::Cleaning;
                 let vm = vm.clone();
+                // What it was to go on from will not be used any more.
+                self.effect(Effect::Discard);
                 self.effect(Effect::CleanUp { vm });
             }
             _ => {}
         }
+    }
+
+    /// No worker was started, and the instance is as good as before: the next wake may have more luck.
+    fn not_tried(&mut self, from: StopCause, no_memory: bool, message: String) {
+        let denied = if no_memory { Denied::NoMemory { message } } else { Denied::BootFailed { message } };
+        self.settle(&[Goal::Running, Goal::Paused], &Err(denied));
+        self.gone_and_then(from, AfterStop::Stay);
     }
 
     fn start_failed(&mut self, failure: StartFailure) {
@@ -116,7 +129,8 @@ impl Transition {
         self.exit_line(status);
         self.count_end(status.code != 0, ran);
         let cause = StopCause { reason: StopReason::Exited, exit_code: Some(status.code), error };
-        self.stop_after_end(cause, EXIT_GRACE);
+        let grace = if self.state.rules.ephemeral { Duration::ZERO } else { EXIT_GRACE };
+        self.stop_after_end(cause, grace);
         self.note_exit(status);
     }
 

@@ -35,6 +35,8 @@ pub struct Past {
     pub saved: bool,
     /// Time that is left of its longest life, if that has an end.
     pub life_left: Option<Duration>,
+    /// Crashes in a row.
+    pub crashes: u8,
 }
 
 fn first(rules: Rules, enabled: bool, phase: Phase) -> Transition {
@@ -62,7 +64,7 @@ pub fn created(rules: Rules, vm: VmId) -> (State, Vec<Effect>) {
 
 /// The first state of an instance of an earlier daemon, and what to do at once.
 pub fn restored(rules: Rules, past: Past, found: Found) -> (State, Vec<Effect>) {
-    let Past { enabled, saved, life_left } = past;
+    let Past { enabled, saved, life_left, crashes } = past;
     let stopped = |cause| Phase::Stopped { cause };
     let phase = match &found {
         Found::Recorded(cause) if cause.reason == StopReason::Hibernated && !saved => {
@@ -78,12 +80,14 @@ pub fn restored(rules: Rules, past: Past, found: Found) -> (State, Vec<Effect>) 
         }
         // It is `starting` until the guest was asked how far it is.
         Found::Alive { vm, phase: Ok(WorkerPhase::Booting | WorkerPhase::Running) } if enabled => {
-            Phase::Booting { vm: vm.clone(), launched: true }
+            let from = StopCause::plain(StopReason::DaemonStopped);
+            Phase::Booting { vm: vm.clone(), launched: true, from }
         }
         // It is stopped below, and its command may run.
         Found::Alive { vm, .. } => Phase::Running { vm: vm.clone() },
     };
     let mut next = first(rules, enabled, phase.clone());
+    next.recall_crashes(crashes);
     if next.state.is_hibernated() || next.state.vm().is_some() {
         next.begin_life(life_left);
     } else if saved {

@@ -30,6 +30,8 @@ pub struct Rules {
     pub restart: RestartPolicy,
     /// Work that the guest does by itself keeps it awake.
     pub heeds_activity: bool,
+    /// Its disk goes when its command has ended: nothing has to be brought to an end in order.
+    pub ephemeral: bool,
 }
 
 impl Rules {
@@ -52,6 +54,7 @@ impl Rules {
             max_lifetime: policy.max_lifetime,
             restart: policy.restart,
             heeds_activity: policy.idle == IdlePolicy::Default,
+            ephemeral: policy.ephemeral,
         }
     }
 

@@ -83,6 +83,8 @@ pub enum Phase {
         vm: VmId,
         /// Its worker runs. Before that there is nothing that a stop could be sent to.
         launched: bool,
+        /// What it was before: it goes back there if nothing could be tried.
+        from: StopCause,
     },
     /// The command runs.
     Running {

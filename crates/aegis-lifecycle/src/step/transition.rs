@@ -113,7 +113,9 @@ impl Transition {
         if fresh {
             self.begin_life(self.state.rules.max_lifetime);
         }
-        self.state.phase = Phase::Booting { vm: vm.clone(), launched: false };
+        let from =
+            self.state.stopped().cloned().unwrap_or_else(|| StopCause::plain(StopReason::NeverStarted));
+        self.state.phase = Phase::Booting { vm: vm.clone(), launched: false, from };
         self.effect(Effect::Launch { vm, fresh });
     }
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 use aegis_link::Carrier;
 use aegis_link::frames::{FrameReader, write_frame};
 use aegis_link::rpc::{Handler, serve};
+use aegis_link::tcp;
 use aegis_proto::control::{self, StartFailure, StartFailureKind, Started};
 use aegis_proto::exec::{ExecEvent, ExecRequest};
 use aegis_proto::frame::Frame;
 use aegis_proto::jsonrpc::{METHOD_NOT_FOUND, RpcError};
 use aegis_proto::logs::{LogEvent, LogLine, OutputStream, Subscribe};
 use aegis_proto::service::Service;
+use aegis_proto::tcp::Answer;
 use aegis_proto::worker::{
     BootFailure, Confinement, ExitReason, Exited, Phase, Ready, StartPhases, WorkerStatus,
 };
@@ -57,6 +59,8 @@ pub(crate) struct State {
     /// From the end of its streams to the end of its worker.
     pub(crate) hibernate_takes: Duration,
     pub(crate) status_fails: bool,
+    /// A server listens on every port.
+    pub(crate) listens: bool,
 }
 
 pub(crate) struct Guest {
@@ -96,6 +100,7 @@ impl Guest {
             hibernate_fails: false,
             hibernate_takes: Duration::ZERO,
             status_fails: false,
+            listens: false,
         };
         Self {
             vm,
@@ -233,7 +238,8 @@ impl Worker for Arc<Guest> {
                 Service::Control => guest.control(theirs).await,
                 Service::Logs => guest.logs(theirs).await,
                 Service::Exec => guest.exec(theirs).await,
-                Service::Tcp | Service::Activity => {}
+                Service::Tcp => guest.tcp(theirs).await,
+                Service::Activity => {}
             }
         });
         Ok(Box::new(ours))
@@ -290,6 +296,12 @@ impl Guest {
                 return;
             }
         }
+    }
+
+    async fn tcp(&self, mut stream: DuplexStream) {
+        tcp::receive(&mut stream).await.unwrap();
+        self.until(|s| (s.listens && s.phase == Phase::Running).then_some(())).await;
+        tcp::answer(&mut stream, Answer::Connected).await.unwrap();
     }
 
     async fn exec(&self, stream: DuplexStream) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_types::{InstanceState, Policy, StopReason};
+use aegis_types::{GuestPort, InstanceState, Policy, StopReason};
 use tokio::time::Instant;
 
 use crate::testing::{Line, World, with_policy};
@@ -59,6 +59,27 @@ async fn nobody_rests_while_somebody_uses_it_or_keeps_it_awake() {
     assert_eq!(instance.status().state, InstanceState::Running);
     World::until_state(&instance, InstanceState::Paused).await;
     assert!(instance.status().lease.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_does_not_leave_a_client_without_an_answer() {
+    let (world, _manager, instance) = running_with(Policy::default()).await;
+    let client = instance.clone();
+    let connecting = tokio::spawn(async move {
+        client.connect(GuestPort::new(80).unwrap(), Duration::from_secs(30)).await.map(drop)
+    });
+    World::eventually(|| world.guest(0).calls().contains(&"open Tcp".to_owned())).await;
+    instance.pause().await.unwrap();
+    World::until_state(&instance, InstanceState::Running).await;
+    world.guest(0).set(|s| s.listens = true);
+    connecting.await.unwrap().unwrap();
+    // A connection that has been answered is no reason not to do what somebody asked for.
+    let port = GuestPort::new(80).unwrap();
+    let connection = instance.connect(port, Duration::from_secs(30)).await.unwrap();
+    instance.pause().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(instance.status().state, InstanceState::Paused);
+    drop(connection);
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ fn record(live: bool, enabled: bool, last_stop: Option<LastStop>) -> Record {
         updated_at,
         last_active_at: None,
         life_began_at: None,
+        crashes: 0,
         last_stop,
     }
 }

@@ -1,8 +1,8 @@
 //! Which instance a request is meant for.
 //!
-//! **Invariant:** a request without our header reaches the only instance just when it came to a loopback name or an
-//! address. Any other name may be one that a web page had resolve to this machine to read what it must not (DNS
-//! rebinding).
+//! **Invariant:** a request reaches an instance just when it came to a loopback name or an address, whatever else it
+//! says. Any other name may be one that a web page had resolve to this machine to read what it must not (DNS rebinding),
+//! and such a page can send our header as well.
 
 use std::net::IpAddr;
 
@@ -29,16 +29,14 @@ pub(super) enum Choice {
 
 /// Reads the choice from the head of a request that came to the address `local`.
 pub(super) fn choose(head: &Parts, local: IpAddr) -> Result<Choice, Problem> {
-    if let Some(name) = single(head, &INSTANCE)? {
-        return Ok(Choice::Named(name.to_owned()));
-    }
+    let named = single(head, &INSTANCE)?.map(|name| Choice::Named(name.to_owned()));
     let host = match head.uri.authority() {
         // An absolute target goes before the header.
         Some(authority) => Some(authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, h)| h)),
         None => single(head, &HOST)?,
     };
-    let Some(host) = host else { return Ok(Choice::Only) };
-    of_host(host, local).ok_or_else(|| {
+    let Some(host) = host else { return Ok(named.unwrap_or(Choice::Only)) };
+    of_host(host, local).map(|by_host| named.unwrap_or(by_host)).ok_or_else(|| {
         let host: String = host.chars().take(80).collect();
         Problem::unavailable(format!("the host `{host}` is no instance: {HOW}"))
     })
@@ -174,6 +172,7 @@ mod tests {
             "::1]:x",
         ] {
             assert!(of(&[("host", host)]).is_err(), "{host}");
+            assert!(of(&[("host", host), ("x-aegis-instance", "web")]).is_err(), "{host}");
         }
     }
 

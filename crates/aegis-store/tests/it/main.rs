@@ -31,6 +31,7 @@ fn row(id: u64) -> InstanceRow {
         updated_at: at(1),
         last_active_at: Some(at(2)),
         life_began_at: None,
+        crashes: 0,
         stopped_at: Some(at(3)),
         stop_reason: Some(StopReason::Exited),
         exit_code: Some(255),

@@ -85,6 +85,11 @@ pub(super) fn denied(action: &str, instance: &Instance, denied: Denied) -> ApiEr
                 .with_cause(message)
                 .with_hint(format!("see `aegis logs {name}`"))
         }
+        Denied::NoMemory { message } => {
+            ApiError::new(ErrorCode::NoMemory, format!("cannot {action} instance `{name}`"))
+                .with_cause(message)
+                .with_hint("stop or hibernate other instances, or raise `ram_budget_mb` in config.toml")
+        }
         Denied::CrashLoop { count } => {
             ApiError::new(ErrorCode::CrashLoop, format!("cannot {action} instance `{name}`"))
                 .with_cause(format!("it failed right after its start {count} times in a row"))

@@ -32,6 +32,11 @@ pub(super) fn listed(
     sorted(instances, state).iter().map(|(i, status)| summary(i.spec(), status, of(i))).collect()
 }
 
+/// Clients that know only `stopped` see what is hibernated as a kind of it.
+fn is_in(state: InstanceState, wanted: InstanceState) -> bool {
+    state == wanted || (wanted, state) == (InstanceState::Stopped, InstanceState::Hibernated)
+}
+
 /// Instances of this state, or all, with what is observed of them, in the order of lists.
 pub(super) fn sorted(instances: Vec<Instance>, state: Option<InstanceState>) -> Vec<(Instance, Status)> {
     let with_status = instances.into_iter().map(|instance| {
@@ -39,7 +44,7 @@ pub(super) fn sorted(instances: Vec<Instance>, state: Option<InstanceState>) -> 
         (instance, status)
     });
     let mut chosen: Vec<(Instance, Status)> =
-        with_status.filter(|(_, status)| state.is_none_or(|state| status.state == state)).collect();
+        with_status.filter(|(_, status)| state.is_none_or(|state| is_in(status.state, state))).collect();
     chosen.sort_by(|(a, a_status), (b, b_status)| {
         let key = |instance: &Instance, status| (rank(status), instance.spec().created_at);
         key(a, a_status).cmp(&key(b, b_status)).then_with(|| a.spec().id.cmp(&b.spec().id))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aegis_api::{ErrorCode, StateReply, WaitFor, WaitQuery};
 use aegis_lifecycle::{ConnectError, Instance};
-use aegis_types::InstanceState;
+use aegis_types::{GuestPort, InstanceState};
 use axum::extract::State;
 use tokio::time::{Instant, timeout_at};
 
@@ -13,9 +13,10 @@ use super::error::{ApiError, denied, label, not_found};
 use super::extract::{Params, Target};
 use super::instances::Answer;
 
-/// For waits that name no limit.
-const DEFAULT_WAIT: Duration = Duration::from_secs(300);
-const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// For waits that name no limit: until the client leaves.
+const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Time that the guest is asked to wait for a listener before it is asked again.
+const PORT_WAIT: Duration = Duration::from_secs(20);
 
 /// `GET …/wait?for=&port=&timeout_ms=`
 pub(super) async fn wait(
@@ -23,7 +24,7 @@ pub(super) async fn wait(
     Target(instance): Target,
     Params(query): Params<WaitQuery>,
 ) -> Answer<StateReply> {
-    let limit = query.timeout_ms.map_or(DEFAULT_WAIT, Duration::from_millis).min(MAX_WAIT);
+    let limit = query.timeout_ms.map_or(MAX_WAIT, Duration::from_millis).min(MAX_WAIT);
     let deadline = Instant::now() + limit;
     let reached = match query.goal.state() {
         Some(state) => timeout_at(deadline, until(&instance, state)).await,
@@ -33,17 +34,24 @@ pub(super) async fn wait(
                     ApiError::invalid("`port` is required: the instance has no exposed port")
                         .with_hint("wait with `--for port --port N`")
                 })?;
-            let connected = timeout_at(deadline, instance.connect(port, limit)).await;
-            connected.map(|connected| match connected {
-                Ok(_) => Ok(()),
-                Err(ConnectError::Denied(e)) => Err(denied("reach", &instance, e)),
-                Err(ConnectError::Refused { .. }) => Err(timed_out(&instance, &query, limit)),
-                Err(e @ ConnectError::Worker(_)) => Err(ApiError::internal("cannot reach the guest", &e)),
-            })
+            timeout_at(deadline, until_listening(&instance, port, deadline)).await
         }
     };
     reached.unwrap_or_else(|_| Err(timed_out(&instance, &query, limit)))?;
     Ok(axum::Json(StateReply { status: instance.status().state.to_string() }))
+}
+
+async fn until_listening(instance: &Instance, port: GuestPort, deadline: Instant) -> Result<(), ApiError> {
+    loop {
+        let wait = PORT_WAIT.min(deadline.saturating_duration_since(Instant::now()));
+        match instance.connect(port, wait).await {
+            Ok(_) => return Ok(()),
+            // The caller's deadline ends this.
+            Err(ConnectError::Refused { .. }) => {}
+            Err(ConnectError::Denied(e)) => return Err(denied("reach", instance, e)),
+            Err(e @ ConnectError::Worker(_)) => return Err(ApiError::internal("cannot reach the guest", &e)),
+        }
+    }
 }
 
 /// An instance whose start failed meanwhile is not waited for.

@@ -163,7 +163,11 @@ fn the_end_of_the_command_is_told_and_what_it_left_gets_time() {
 
 #[test]
 fn a_missing_command_counts_as_a_command_that_ended() {
-    let booting = in_phase(Phase::Booting { vm: vm(1), launched: true });
+    let booting = in_phase(Phase::Booting {
+        vm: vm(1),
+        launched: true,
+        from: StopCause::plain(StopReason::NeverStarted),
+    });
     let failure = StartFailure { kind: StartFailureKind::NotFound, message: "no `x`".to_owned() };
     let (state, effects) = happen(&booting, Event::StartFailed { vm: vm(1), failure });
     assert_eq!(

@@ -189,7 +189,6 @@ impl World {
                 }
                 Effect::Launch { vm, fresh } => {
                     assert_eq!(self.saved, !fresh, "memory is used with a disk that went on without it");
-                    self.saved = false;
                     assert_eq!(self.alive, None, "two VMs");
                     assert!(
                         self.work
@@ -244,9 +243,14 @@ impl World {
         }
         let work = self.work.remove(which % self.work.len());
         let outcome = if good { Ok(()) } else { Err("no".to_owned()) };
-        let failure = BootProblem { message: "no".to_owned(), details: vec!["console: why".to_owned()] };
+        let failure = BootProblem {
+            message: "no".to_owned(),
+            details: vec!["console: why".to_owned()],
+            no_memory: variant == 2,
+        };
         match work {
             Work::Launch(vm) if good => {
+                self.saved = false;
                 self.alive = Some(vm.clone());
                 self.work.push(Work::Session { vm: vm.clone(), booted: false });
                 self.happen(Event::Launched { vm });
@@ -261,7 +265,9 @@ impl World {
                 self.happen(Event::ProcessExited { vm, status: ExitStatus::exited(variant % 2), ran });
             }
             Work::Session { vm, booted } => self.happen(match variant {
-                0 if !booted => Event::BootFailed { vm, failure },
+                0 if !booted => {
+                    Event::BootFailed { vm, failure: BootProblem { no_memory: false, ..failure } }
+                }
                 1 if !booted => {
                     let failure = StartFailure { kind: StartFailureKind::NotFound, message: "no".to_owned() };
                     Event::StartFailed { vm, failure }
@@ -299,9 +305,10 @@ impl World {
         let event = match kind {
             0 => Event::Launched { vm },
             1 => Event::Booted { vm },
-            2 => {
-                Event::BootFailed { vm, failure: BootProblem { message: String::new(), details: Vec::new() } }
-            }
+            2 => Event::BootFailed {
+                vm,
+                failure: BootProblem { message: String::new(), details: Vec::new(), no_memory: false },
+            },
             3 => Event::ProcessExited { vm, status: ExitStatus::exited(0), ran: None },
             4 => Event::GuestFault { vm, message: String::new() },
             5 => Event::PauseDone { vm, outcome: Ok(()) },
