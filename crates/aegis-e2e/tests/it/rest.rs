@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use aegis_e2e::{Aegis, Process, net, wait_exit, wait_for, wait_output};
+use aegis_e2e::{Aegis, Process, net, wait_for, wait_output};
 use serde_json::Value;
 
 use crate::guest::{COUNTER, Count, SERVERS, count};
@@ -43,12 +43,9 @@ fn an_idle_vm_is_paused_and_then_hibernated_and_a_busy_one_is_not() {
 #[test]
 fn uses_keep_an_instance_awake_and_their_end_lets_it_rest() {
     let aegis = Aegis::new();
-    let options = ["--pause-after", "1s", "--hibernate-after", "1s"];
     aegis.start_with("clock", &["--pause-after", "4s"], &["sleep", "100000"]);
     aegis.start_with("never", &["--never-pause"], &["sleep", "100000"]);
-    let mut box_options = vec!["--no-hibernate", "--expose", "80"];
-    box_options.extend(options);
-    aegis.start_with("box", &box_options, SERVERS);
+    aegis.start_with("box", &["--pause-after", "1s", "--no-hibernate", "--expose", "80"], SERVERS);
     let stays_awake = |why: &str| {
         let before = arrivals(&aegis, "box", "paused");
         assert_eq!(aegis.info("box")["state"], "running", "{why}");
@@ -76,12 +73,11 @@ fn uses_keep_an_instance_awake_and_their_end_lets_it_rest() {
     aegis.wait_state("box", "paused");
 
     // An exec that does nothing.
-    let mut exec =
-        aegis.spawn(["exec", "box", "--", "sh", "-c", "echo $$ > /dev/shm/pid; exec sleep 100000"]);
+    let exec = aegis.spawn(["exec", "box", "--", "sh", "-c", "echo $$ > /dev/shm/pid; exec sleep 100000"]);
     wait_for("the exec", || (aegis.info("box")["active_execs"] == 1).then_some(()));
     stays_awake("an exec");
-    Process { pid: exec.id(), program: "aegis".into() }.signal("KILL");
-    wait_exit(&mut exec);
+    aegis.exec_sh("box", "kill $(cat /dev/shm/pid)").expect_ok();
+    wait_output(exec).expect_code(143);
     aegis.wait_state("box", "paused");
 
     // It has the permission to be paused only, and the other one not even that.
@@ -180,16 +176,21 @@ fn a_restart_policy_starts_it_again_and_gives_up_on_a_crash_loop() {
 
 #[test]
 fn the_longest_life_ends_a_running_instance_and_a_hibernated_one() {
-    let aegis = Aegis::new();
-    aegis.start_with("awake", &["--max-lifetime", "12s"], &["sleep", "100000"]);
-    aegis.start_with("asleep", &["--max-lifetime", "12s"], &["sleep", "100000"]);
+    // A life begins with the start, and a copy of a template has most of it before it.
+    let aegis = Aegis::new().with_templates();
+    aegis.aegis(["up"]).expect_ok();
+    aegis.aegis(["template", "build"]).expect_ok();
+    aegis.start_with("asleep", &["--max-lifetime", "20s"], &["sleep", "100000"]);
     aegis.instance("hibernate", "asleep");
+    assert_eq!(aegis.info("asleep")["state"], "hibernated");
+    aegis.launch("awake", &["--max-lifetime", "10s"], &["sleep", "100000"]).expect_ok();
     for name in ["awake", "asleep"] {
         let info = aegis.wait_state(name, "stopped");
         assert_eq!(info["stop_reason"], "lifetime", "{info}");
     }
     assert!(!aegis.memory_dir("asleep").exists(), "what was saved is of no use any more");
-    // A new start is a new life.
+    let refused = aegis.aegis(["exec", "asleep", "--", "true"]);
+    assert_ne!(refused.code, Some(0), "only an explicit start begins a new life");
     aegis.instance("start", "asleep");
     let info = aegis.wait_state("asleep", "running");
     assert_eq!(info["start_kind"], "cold");
