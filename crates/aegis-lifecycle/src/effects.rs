@@ -217,12 +217,14 @@ async fn watch(worker: Arc<dyn Worker>, reports: mpsc::Sender<Report>, vm: VmId,
 async fn stop(worker: Arc<dyn Worker>, reports: mpsc::Sender<Report>, vm: VmId, grace: Duration) {
     let mut problem = String::new();
     for grace in std::iter::once(grace).chain(std::iter::repeat_n(Duration::ZERO, KILLS as usize)) {
-        if let Err(e) = in_time(grace + STOP_MARGIN, worker.stop(grace)).await {
-            tracing::warn!(error = %e, ?grace, "a stop was not carried out");
-            problem = e;
-        }
+        let stopped = in_time(grace + STOP_MARGIN, worker.stop(grace)).await;
+        // One that ended by itself meanwhile has stopped as well, whatever it answered.
         if timeout(EXIT_TIMEOUT, worker.exited()).await.is_ok() {
             return;
+        }
+        if let Err(e) = stopped {
+            tracing::warn!(error = %e, ?grace, "a stop was not carried out");
+            problem = e;
         }
     }
     tracing::error!(error = %problem, "the worker does not end");
