@@ -14,6 +14,7 @@ use serde_json::{Value, to_value};
 use crate::VERSION;
 use crate::harness::Core;
 use crate::primary::RunError;
+use crate::warm;
 
 pub(crate) struct Control(pub(crate) Arc<Core>);
 
@@ -54,7 +55,15 @@ impl Handler for Control {
 async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
     core.ready_to_start().await.map_err(RpcError::failed)?;
     let sys = Arc::clone(&core.sys);
-    let synced = tokio::task::spawn_blocking(move || sys.sync()).await;
+    // Without a command it becomes a template.
+    let unused = core.primary.status().0.is_none();
+    let synced = tokio::task::spawn_blocking(move || {
+        if unused {
+            warm::read_common_files(&*sys);
+        }
+        sys.sync();
+    });
+    let synced = synced.await;
     synced.map_err(|error| RpcError::failed(format!("cannot write the disks: {error}")))?;
     core.park();
     Ok(Value::Null)

@@ -30,6 +30,7 @@ mod shutdown;
 pub mod sys;
 mod tasks;
 mod tcp;
+mod warm;
 
 pub use harness::{Harness, SessionEnd};
 

@@ -28,6 +28,8 @@ pub enum Call {
     SwitchRoot(String),
     LoopbackUp,
     WriteFile(PathBuf),
+    /// [`Sys::cache_file`].
+    CacheFile(PathBuf),
     Hostname(String),
     Clock(Duration),
     /// Number of bytes.
@@ -181,6 +183,10 @@ impl Sys for FakeSys {
 
     fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
         self.lock().files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn cache_file(&self, path: &Path, _: u64) -> io::Result<()> {
+        self.record(Call::CacheFile(path.to_owned()))
     }
 
     fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {

@@ -85,6 +85,8 @@ pub trait Sys: Send + Sync + 'static {
 
     /// Reads a small file.
     fn read_file(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Has the kernel read a regular file of at most so many bytes and keep it in memory.
+    fn cache_file(&self, path: &Path, bytes_max: u64) -> io::Result<()>;
     /// Writes a small file and makes its directory when that is missing.
     fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
     /// Makes a symbolic link; an existing name is fine.

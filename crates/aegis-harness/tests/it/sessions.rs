@@ -152,6 +152,20 @@ async fn parking_writes_the_disks_and_waits_for_the_root() {
 }
 
 #[tokio::test]
+async fn only_a_guest_without_a_command_keeps_the_files_of_others_in_memory() {
+    for used in [false, true] {
+        let vm = Vm::new();
+        let host = vm.link().await;
+        if used {
+            host.run(sh("exit 0")).await.unwrap();
+        }
+        let () = within(host.control.call(aegis_proto::control::PARK, &())).await.unwrap();
+        let cached = vm.sys.calls().iter().any(|call| matches!(call, Call::CacheFile(_)));
+        assert_eq!(cached, !used);
+    }
+}
+
+#[tokio::test]
 async fn a_parked_guest_says_so_and_can_be_greeted_again() {
     let vm = Vm::new();
     let (port, session) = vm.connect();
