@@ -401,10 +401,11 @@ impl Driver {
         self.publish();
     }
 
-    /// Stamps what effects say with the time.
+    /// Counts what effects say, and stamps it with the time.
     fn note(&mut self, effects: &[Effect]) {
         for effect in effects {
             match effect {
+                Effect::Pause { .. } | Effect::Hibernate { .. } => self.counters.rests += 1,
                 Effect::RecordEnd(cause) => self.last_stop = Some(stamped(cause, Timestamp::now())),
                 Effect::Launch { fresh, .. } => {
                     let now = Timestamp::now();

@@ -9,7 +9,6 @@ use aegis_link::Carrier;
 use aegis_link::frames::{FrameReader, FramesError, write_frame};
 use aegis_proto::exec::{ExecEvent, ExecRequest, Start};
 use aegis_proto::frame::FrameError;
-use aegis_proto::service::Service;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -19,7 +18,7 @@ use crate::error::{ExecError, ExecLost};
 use crate::ports::WorkerError;
 use crate::text;
 
-/// Time for the guest to accept the stream and to take the request.
+/// Time for the guest to take the request.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A process in a guest. It counts as activity until it is dropped; the process itself goes on then and its
@@ -32,10 +31,14 @@ pub struct ExecSession {
 }
 
 impl ExecSession {
-    pub(crate) async fn open(grant: Grant, start: Start) -> Result<Self, ExecError> {
+    /// Asks for the process on this stream.
+    pub(crate) async fn open(
+        grant: Grant,
+        stream: Box<dyn Carrier>,
+        start: Start,
+    ) -> Result<Self, ExecError> {
         let frame = ExecRequest::Start(start).into_frame();
         let open = async {
-            let stream = grant.worker.open(Service::Exec).await?;
             let (reader, mut writer) = tokio::io::split(stream);
             match write_frame(&mut writer, &frame).await {
                 Ok(()) => Ok((reader, writer)),

@@ -4,17 +4,24 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
+use aegis_link::Carrier;
 use aegis_proto::exec::Start;
+use aegis_proto::service::Service;
 use aegis_types::{GuestPort, InstanceState};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::driver::{Grant, Reply, Request};
 use crate::error::{ConnectError, Denied, ExecError};
 use crate::exec::ExecSession;
+use crate::ports::WorkerError;
 use crate::record::InstanceSpec;
 use crate::status::Status;
 use crate::step::{Ask, Rules, Use};
 use crate::tcp::{Connection, InUse};
+
+/// Time for a worker to open a stream to its guest.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One instance. Clones are handles to the same one. Dropping a call's future ends the wait, not what was
 /// asked for.
@@ -130,20 +137,31 @@ impl Instance {
         self.send(Ask::Attach, Reply::Attach(reply), answer).await
     }
 
-    /// Connects to a TCP port of the guest, waking the instance if it may be woken, again if it is paused before the
-    /// guest has answered. The guest waits for a listener for `wait`. Counts as activity from the call on.
+    /// Connects to a TCP port of the guest, waking the instance if it may be woken, again if somebody has it paused or
+    /// hibernated before the guest has answered. The guest waits for a listener for `wait`. Counts as activity from the
+    /// call on.
     ///
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(&self, port: GuestPort, wait: Duration) -> Result<Connection, ConnectError> {
-        let grant = self.wake(Use::Connection).await?;
-        tokio::select! {
-            opened = Connection::open(grant, port, wait) => opened,
-            denied = self.undo_pauses() => Err(denied.into()),
+        let deadline = Instant::now() + wait;
+        loop {
+            let rests = self.rests();
+            let (grant, stream) = self.open::<ConnectError>(Use::Connection, Service::Tcp).await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let opened = tokio::select! {
+                opened = Connection::open(grant, stream, port, left) => opened,
+                denied = self.undo_pauses() => Err(denied.into()),
+            };
+            match opened {
+                // Nobody has said anything yet, so nobody can tell that it is another try.
+                Err(ConnectError::Worker(_)) if self.rests() != rests && Instant::now() < deadline => {}
+                opened => return opened,
+            }
         }
     }
 
-    /// Resumes the VM whenever somebody has it paused, which is done whoever uses it. Ends when that is denied.
+    /// Resumes the VM whenever somebody has it paused. Ends when that is denied.
     async fn undo_pauses(&self) -> Denied {
         let mut status = self.watch();
         while status.wait_for(|status| status.state == InstanceState::Paused).await.is_ok() {
@@ -170,8 +188,32 @@ impl Instance {
     /// # Errors
     /// See [`ExecError`].
     pub async fn exec(&self, start: Start) -> Result<ExecSession, ExecError> {
-        let grant = self.wake(Use::Exec).await?;
-        ExecSession::open(grant, start).await
+        let (grant, stream) = self.open::<ExecError>(Use::Exec, Service::Exec).await?;
+        ExecSession::open(grant, stream, start).await
+    }
+
+    /// Wakes the instance and opens a stream to its guest, again if the instance went to rest in between.
+    async fn open<E>(&self, purpose: Use, service: Service) -> Result<(Grant, Box<dyn Carrier>), E>
+    where
+        E: From<Denied> + From<WorkerError>,
+    {
+        loop {
+            let rests = self.rests();
+            let grant = self.wake(purpose).await?;
+            match timeout(OPEN_TIMEOUT, grant.worker.open(service)).await {
+                Ok(Ok(stream)) => return Ok((grant, stream)),
+                Ok(Err(_)) if self.rests() != rests => {}
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => {
+                    let limit = OPEN_TIMEOUT.as_secs();
+                    return Err(WorkerError(format!("it took no stream within {limit} s")).into());
+                }
+            }
+        }
+    }
+
+    fn rests(&self) -> u64 {
+        self.status.borrow().counters.rests
     }
 
     async fn wake(&self, purpose: Use) -> Result<Grant, Denied> {

@@ -60,6 +60,8 @@ pub struct Counters {
     pub template: u64,
     /// Starts from saved memory.
     pub restore: u64,
+    /// Times that its CPUs were to be halted or its memory to be saved.
+    pub rests: u64,
     /// Starts by the restart policy.
     pub restarts: u64,
     /// Crashes in a row.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aegis_link::{Carrier, tcp};
-use aegis_proto::service::Service;
 use aegis_types::GuestPort;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -50,9 +49,14 @@ impl VmGone {
 }
 
 impl Connection {
-    pub(crate) async fn open(grant: Grant, port: GuestPort, wait: Duration) -> Result<Self, ConnectError> {
+    /// Connects on this stream.
+    pub(crate) async fn open(
+        grant: Grant,
+        stream: Box<dyn Carrier>,
+        port: GuestPort,
+        wait: Duration,
+    ) -> Result<Self, ConnectError> {
         let open = async {
-            let stream = grant.worker.open(Service::Tcp).await?;
             tcp::connect(stream, port, wait).await.map_err(|e| match e {
                 tcp::ConnectError::Refused(message) => {
                     ConnectError::Refused { port, message: text::bounded(&message) }

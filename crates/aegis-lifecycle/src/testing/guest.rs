@@ -300,8 +300,11 @@ impl Guest {
 
     async fn tcp(&self, mut stream: DuplexStream) {
         tcp::receive(&mut stream).await.unwrap();
-        self.until(|s| (s.listens && s.phase == Phase::Running).then_some(())).await;
-        tcp::answer(&mut stream, Answer::Connected).await.unwrap();
+        let answers = |s: &State| s.listens && s.phase == Phase::Running;
+        self.until(|s| (answers(s) || s.exited.is_some()).then_some(())).await;
+        if self.is_alive() {
+            tcp::answer(&mut stream, Answer::Connected).await.unwrap();
+        }
     }
 
     async fn exec(&self, stream: DuplexStream) {

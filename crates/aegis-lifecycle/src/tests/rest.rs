@@ -61,18 +61,24 @@ async fn nobody_rests_while_somebody_uses_it_or_keeps_it_awake() {
     assert!(instance.status().lease.is_none());
 }
 
+/// A client whose connection the guest has not answered.
+async fn connecting(world: &World, instance: &Instance) -> tokio::task::JoinHandle<()> {
+    let client = instance.clone();
+    let connecting = tokio::spawn(async move {
+        client.connect(GuestPort::new(80).unwrap(), Duration::from_secs(30)).await.map(drop).unwrap();
+    });
+    World::eventually(|| world.guest(0).calls().contains(&"open Tcp".to_owned())).await;
+    connecting
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pause_does_not_leave_a_client_without_an_answer() {
     let (world, _manager, instance) = running_with(Policy::default()).await;
-    let client = instance.clone();
-    let connecting = tokio::spawn(async move {
-        client.connect(GuestPort::new(80).unwrap(), Duration::from_secs(30)).await.map(drop)
-    });
-    World::eventually(|| world.guest(0).calls().contains(&"open Tcp".to_owned())).await;
+    let client = connecting(&world, &instance).await;
     instance.pause().await.unwrap();
     World::until_state(&instance, InstanceState::Running).await;
     world.guest(0).set(|s| s.listens = true);
-    connecting.await.unwrap().unwrap();
+    client.await.unwrap();
     // A connection that has been answered is no reason not to do what somebody asked for.
     let port = GuestPort::new(80).unwrap();
     let connection = instance.connect(port, Duration::from_secs(30)).await.unwrap();
@@ -80,6 +86,26 @@ async fn a_pause_does_not_leave_a_client_without_an_answer() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(instance.status().state, InstanceState::Paused);
     drop(connection);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_does_a_hibernation() {
+    let (world, _manager, instance) = running_with(Policy::default()).await;
+    let client = connecting(&world, &instance).await;
+    world.prepare(|guest| guest.set(|s| s.listens = true));
+    assert_eq!(instance.hibernate().await, Err(Denied::InUse), "it is saved, and woken at once");
+    client.await.unwrap();
+    let status = instance.status();
+    assert_eq!((status.state, status.counters.restore), (InstanceState::Running, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_the_wait_of_a_client() {
+    let (world, _manager, instance) = running_with(Policy::default()).await;
+    let client = connecting(&world, &instance).await;
+    instance.stop().await.unwrap();
+    assert!(client.await.unwrap_err().is_panic(), "it is refused");
+    assert_eq!((instance.status().state, world.boots()), (InstanceState::Stopped, 1));
 }
 
 #[tokio::test(start_paused = true)]
