@@ -90,15 +90,17 @@ impl Session {
                 format!("the saved state could not be used: {}; booted from the disk", text::bounded(why));
             self.logs.system(&self.spec.id, SystemMessage::Error(line)).await;
         }
+        let restored = ready.start == StartKind::Restore;
         let boot = ready.boot_id.clone().unwrap_or_else(|| self.vm.clone());
-        // Whoever was saved with its command running has it running still.
-        let adopted = adopted || ready.start == StartKind::Restore;
         let status = timeout(STATUS_TIMEOUT, worker.status()).await;
         let about = status.ok().and_then(Result::ok);
         send(&self.reports, Report::Ready { vm: self.vm.clone(), ready, worker: about }).await;
-        self.start_command(worker.as_ref(), adopted)
-            .await
-            .map_err(|obstacle| self.explain(obstacle, adopted))?;
+        // Only a VM whose command runs is saved, so it need not be asked: somebody waits for it.
+        if adopted || !restored {
+            self.start_command(worker.as_ref(), adopted)
+                .await
+                .map_err(|obstacle| self.explain(obstacle, adopted))?;
+        }
         report(&self.reports, Event::Booted { vm: self.vm.clone() }).await;
         Ok((worker, boot))
     }

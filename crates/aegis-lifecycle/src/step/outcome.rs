@@ -213,7 +213,8 @@ impl Transition {
         else {
             return;
         };
-        if cause.reason != StopReason::Hibernated {
+        let saved = cause.reason == StopReason::Hibernated;
+        if !saved {
             self.end_life();
         }
         match then {
@@ -221,7 +222,6 @@ impl Transition {
             AfterStop::Stay => {
                 self.effect(Effect::RecordEnd(cause.clone()));
                 self.state.phase = Phase::Stopped { cause };
-                self.settle(&[Goal::Hibernated], &Ok(()));
             }
             AfterStop::Again => {
                 self.effect(Effect::RecordEnd(cause.clone()));
@@ -236,6 +236,10 @@ impl Transition {
             }
         }
         self.settle(&[Goal::VmGone], &Ok(()));
+        if saved {
+            // Whatever follows.
+            self.settle(&[Goal::Hibernated], &Ok(()));
+        }
     }
 
     fn removed(&mut self, outcome: Result<(), Denied>) {

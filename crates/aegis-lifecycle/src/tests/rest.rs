@@ -93,7 +93,9 @@ async fn nor_does_a_hibernation() {
     let (world, _manager, instance) = running_with(Policy::default()).await;
     let client = connecting(&world, &instance).await;
     world.prepare(|guest| guest.set(|s| s.listens = true));
-    assert_eq!(instance.hibernate().await, Err(Denied::InUse), "it is saved, and woken at once");
+    // It is saved, and woken at once: which of both it is told about depends on who is faster.
+    let hibernated = instance.hibernate().await;
+    assert!(matches!(hibernated, Ok(()) | Err(Denied::InUse)), "{hibernated:?}");
     client.await.unwrap();
     let status = instance.status();
     assert_eq!((status.state, status.counters.restore), (InstanceState::Running, 1));
