@@ -10,7 +10,7 @@ use aegis_proto::service::Service;
 use aegis_proto::worker::{BootFailure, Ready};
 use aegis_types::{StartKind, VmId};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::budget::Room;
 use crate::driver::Report;
@@ -28,6 +28,8 @@ pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the worker to say how it is.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// A VM that goes on was woken by somebody who waits: its output, which waits in the guest, comes after them.
+const FIRST_COME: Duration = Duration::from_millis(100);
 /// Time for the reason of a failed boot to arrive after the worker ended.
 const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -64,7 +66,7 @@ impl Session {
     pub(crate) async fn run(self, origin: Origin) {
         let end = match self.boot(origin).await {
             Ok((worker, boot)) => tokio::select! {
-                end = logs::follow(&self, &boot, worker.as_ref()) => end,
+                end = self.follow(&boot, worker.as_ref()) => end,
                 () = activity::follow(&self, worker.as_ref()) => None,
             },
             Err(event) => Some(event),
@@ -72,6 +74,13 @@ impl Session {
         if let Some(event) = end {
             report(&self.reports, event).await;
         }
+    }
+
+    async fn follow(&self, boot: &VmId, worker: &dyn Worker) -> Option<Event> {
+        if *boot != self.vm {
+            sleep(FIRST_COME).await;
+        }
+        logs::follow(self, boot, worker).await
     }
 
     /// Brings the command to run. Also returns the boot from which its output is counted.
