@@ -10,16 +10,6 @@ use crate::support::{Gate, Host, assert_lines, output, texts, within};
 /// The line by which a daemon says that it took an instance over.
 const ADOPTED: &str = "the daemon was restarted; the VM goes on";
 
-/// Waits until nothing of this home runs any more.
-async fn nothing_runs(host: &Host) {
-    within(async {
-        while !host.home.processes().is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn no_line_is_lost_or_doubled_by_a_crash() {
     let mut host = Host::start().await;
@@ -67,7 +57,7 @@ async fn an_adopted_instance_is_as_good_as_before() {
     host.client.action("web", Action::Pause).await.unwrap();
     host.client.action("web", Action::Resume).await.unwrap();
     host.client.action("web", Action::Stop).await.unwrap();
-    nothing_runs(&host).await;
+    host.nothing_runs().await;
     host.client.action("web", Action::Start).await.unwrap();
     host.reach(&id, InstanceState::Running).await;
     host.end().await;
@@ -115,7 +105,7 @@ async fn a_guest_that_switched_off_while_nobody_watched_is_known() {
     let id = host.sleeper("web").await;
     host.crash().await;
     host.home.vm(&id).power_off().await.unwrap();
-    nothing_runs(&host).await;
+    host.nothing_runs().await;
     host.up().await;
     let info = host.info(&id).await;
     assert_eq!((info.state, info.stop_reason), (InstanceState::Stopped, Some(StopReason::GuestShutdown)));
@@ -130,7 +120,7 @@ async fn a_worker_that_died_while_nobody_watched_is_known() {
     let id = host.sleeper("web").await;
     host.crash().await;
     kill_guests(&host, &id);
-    nothing_runs(&host).await;
+    host.nothing_runs().await;
     host.up().await;
     let info = host.info(&id).await;
     assert_eq!(info.state, InstanceState::Stopped);
@@ -168,7 +158,7 @@ async fn a_boot_goes_on_under_the_next_daemon() {
     assert_eq!(host.info(&id).await.state, InstanceState::Starting);
     assert!(host.client.console("web").await.unwrap().ends_with(b"still there\n"));
     within(host.client.action("web", Action::Disable)).await.unwrap();
-    assert_eq!(host.home.processes(), []);
+    host.nothing_runs().await;
     host.end().await;
 }
 
@@ -192,7 +182,7 @@ async fn a_boot_that_failed_while_nobody_watched_is_known() {
         })
         .await;
     }
-    nothing_runs(&host).await;
+    host.nothing_runs().await;
     host.up().await;
     let info = host.info(&id).await;
     assert_eq!((info.state, info.stop_reason), (InstanceState::Stopped, Some(StopReason::BootFailed)));
@@ -230,7 +220,7 @@ async fn workers_and_files_of_unknown_instances_are_removed() {
         }
     }
     host.up().await;
-    nothing_runs(&host).await;
+    host.nothing_runs().await;
     assert!(!host.home.home().run_dir(&id).exists() && !host.home.home().instance_dir(&id).exists());
     assert_eq!(host.client.list(None).await.unwrap(), []);
     host.end().await;

@@ -23,7 +23,7 @@ async fn a_boot_that_fails_twice_says_why_and_shows_the_console() {
     let log = host.log(&id).await;
     assert_eq!(texts(&log), ["boot failed: the VMM ended: no memory", "console: console of boot 2"]);
     assert_eq!(host.client.console("web").await.unwrap().as_ref(), b"console of boot 2\n");
-    assert_eq!(host.home.processes(), []);
+    host.nothing_runs().await;
     // It is not booted again by accident, only when asked for.
     assert_eq!(host.exec_refused(&id).await, (503, ErrorCode::BootFailed));
     host.home.script("web", &[Guest::Normal]);

@@ -151,7 +151,7 @@ async fn delete_removes_everything_before_it_is_answered() {
     let home = host.home.home();
     assert!(home.run_dir(&id).exists() && home.instance_dir(&id).exists());
     assert_eq!(host.client.delete("web").await.unwrap().status, "deleted");
-    assert_eq!(host.home.processes(), []);
+    host.nothing_runs().await;
     assert!(!home.run_dir(&id).exists() && !home.instance_dir(&id).exists());
     let logs: Vec<_> = std::fs::read_dir(home.logs()).unwrap().flatten().map(|e| e.file_name()).collect();
     assert!(logs.is_empty(), "{logs:?}");
@@ -175,12 +175,13 @@ async fn a_boot_that_hangs_can_be_stopped_disabled_and_deleted() {
         within(host.client.action("web", action)).await.unwrap();
         let info = host.info(&id).await;
         assert_eq!((info.state, info.enabled), (InstanceState::Stopped, action == Action::Stop));
-        assert_eq!(host.home.processes(), []);
+        host.nothing_runs().await;
         within(host.client.delete("web")).await.unwrap();
     }
     let id = host.create(&host.instance("web", &["true"])).await;
     within(host.client.delete("web")).await.unwrap();
-    assert!(host.home.processes().is_empty() && !host.home.home().run_dir(&id).exists());
+    host.nothing_runs().await;
+    assert!(!host.home.home().run_dir(&id).exists());
     host.end().await;
 }
 

@@ -18,7 +18,7 @@ async fn a_daemon_that_ends_in_order_stops_everything_in_order() {
     assert_eq!(log.lines(1).await, ["up"]);
     let exec = host.begin_exec(&polite, &["sleep", "100000"]).await;
     host.down().await;
-    assert_eq!(host.home.processes(), []);
+    host.nothing_runs().await;
     // Streams that were open came to an end.
     assert_eq!(texts(&log.rest().await), ["goodbye", "process exited (code=5)"]);
     let done = exec.finish().await.done;
@@ -45,7 +45,7 @@ async fn the_time_for_commands_is_bounded() {
     let id = host.sh("stubborn", "trap '' TERM; echo up; while :; do sleep 0.05; done").await;
     host.follow(&id).await.lines(1).await;
     host.down().await;
-    assert_eq!(host.home.processes(), []);
+    host.nothing_runs().await;
     host.up().await;
     assert_eq!(host.info(&id).await.stop_reason, Some(StopReason::DaemonStopped));
     host.end().await;
@@ -95,5 +95,5 @@ async fn a_reader_that_does_not_read_does_not_hold_up_the_end() {
     host.follow(&id).await.lines(30_000).await;
     host.down().await;
     drop(unread);
-    assert_eq!(host.home.processes(), []);
+    host.nothing_runs().await;
 }

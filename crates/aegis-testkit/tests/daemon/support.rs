@@ -57,6 +57,17 @@ impl Host {
         within(self.daemon.take().unwrap().shut_down()).await;
     }
 
+    /// Waits until nothing of this home runs any more. A worker outlives its VM for a moment, because it waits until
+    /// the daemon has closed the streams to the guest.
+    pub(crate) async fn nothing_runs(&self) {
+        within(async {
+            while !self.home.processes().is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    }
+
     /// The end of a test: whatever still runs is stopped, and nothing may be left.
     pub(crate) async fn end(mut self) {
         self.down().await;

@@ -41,7 +41,7 @@ async fn a_daemon_that_ends_gives_up_a_template_under_way() {
     let (mut host, id) = building().await;
     assert_eq!(host.exec(&id, &["echo", "meanwhile"]).await.stdout, b"meanwhile\n");
     host.down().await;
-    assert_eq!(host.home.processes(), []);
+    host.nothing_runs().await;
     assert!(run_entries(&host).is_empty() && entries(&host.home.home().templates()).is_empty());
 }
 
