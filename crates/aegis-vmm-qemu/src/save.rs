@@ -5,7 +5,7 @@
 //! written. The CPUs are not halted first: a VM that was saved while halted would be halted when it is restored.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,6 +75,7 @@ async fn transfer(
         receive(stream, file).await
     };
     let (saved, ()) = tokio::try_join!(received, migrate(qmp, observed, &socket.0))?;
+    let saved = saved.map_err(io("write the saved state"))?;
     fs::rename(&fresh.0, state).map_err(io("keep the saved state"))?;
     Ok(saved)
 }
@@ -109,10 +110,16 @@ async fn ended(observed: &watch::Sender<Observed>) -> String {
     end.migration.clone().unwrap_or_default()
 }
 
-async fn receive<R: AsyncRead + Unpin>(mut stream: R, mut file: File) -> Result<SavedState, VmmError> {
+/// Reads all that comes. What cannot be written is read nevertheless: QEMU (7.2) may run on without its disks when it
+/// cannot get rid of the last of its state, and then dies of the next thing that the guest writes.
+async fn receive<R: AsyncRead + Unpin>(
+    mut stream: R,
+    mut file: File,
+) -> Result<io::Result<SavedState>, VmmError> {
     let mut hash = Sha256::new();
     let mut bytes = 0;
     let mut buffer = vec![0; READ_BYTES];
+    let mut written = Ok(());
     loop {
         let read = stream.read(&mut buffer).await;
         let count = read.map_err(|source| VmmError::Io {
@@ -127,12 +134,13 @@ async fn receive<R: AsyncRead + Unpin>(mut stream: R, mut file: File) -> Result<
             let message = format!("the saved state is larger than {} MiB", STATE_MAX >> 20);
             return Err(VmmError::Refused { command: "migrate".to_owned(), message });
         }
-        hash.update(&buffer[..count]);
-        file.write_all(&buffer[..count])
-            .map_err(|source| VmmError::Io { context: "cannot write the saved state".to_owned(), source })?;
+        if written.is_ok() {
+            hash.update(&buffer[..count]);
+            written = file.write_all(&buffer[..count]);
+        }
     }
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(SavedState { bytes, sha256 })
+    Ok(written.map(|()| SavedState { bytes, sha256 }))
 }
 
 /// Makes the VM run again after saving it has failed. QEMU does so by itself when it notices; when it had sent
@@ -145,12 +153,10 @@ async fn go_on(qmp: &Client, observed: &watch::Sender<Observed>) {
             ended(observed).await;
         }
         loop {
-            let status = qmp.query("query-status").await?;
-            if status["running"] == true {
-                return Ok(());
-            }
-            // Refused while QEMU is still cleaning up.
+            // Also to one that runs by itself again: only this surely gives it its disks back. Refused while QEMU is
+            // still cleaning up.
             match qmp.execute("cont").await {
+                Ok(()) if qmp.query("query-status").await?["running"] == true => return Ok(()),
                 Ok(()) | Err(VmmError::Refused { .. }) => sleep(GO_ON_POLL).await,
                 Err(e) => return Err(e),
             }
@@ -163,7 +169,7 @@ async fn go_on(qmp: &Client, observed: &watch::Sender<Observed>) {
     }
 }
 
-fn create(path: &Path) -> std::io::Result<File> {
+fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)
 }
 

@@ -188,7 +188,7 @@ fn the_longest_life_ends_a_running_instance_and_a_hibernated_one() {
         let info = aegis.wait_state(name, "stopped");
         assert_eq!(info["stop_reason"], "lifetime", "{info}");
     }
-    assert!(!aegis.memory_dir("asleep").exists(), "what was saved is of no use any more");
+    wait_for("what was saved to be removed", || (!aegis.memory_dir("asleep").exists()).then_some(()));
     let refused = aegis.aegis(["exec", "asleep", "--", "true"]);
     assert_ne!(refused.code, Some(0), "only an explicit start begins a new life");
     aegis.instance("start", "asleep");
