@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_proto::worker::{Ready, WorkerStatus};
-use aegis_types::{StartKind, VmId};
+use aegis_types::{InstanceState, StartKind, VmId};
 use jiff::Timestamp;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -382,7 +382,8 @@ impl Driver {
         }
         let waits =
             |state: &State| state.waiting.iter().any(|w| w.goal == Goal::Running && w.grant.is_some());
-        if waits(&state) && !waits(&self.state) {
+        // Who comes while the VM starts anyway wakes nobody.
+        if waits(&state) && !waits(&self.state) && before != InstanceState::Starting {
             self.counters.wakes += 1;
         }
         self.counters.crashes = state.crashes;

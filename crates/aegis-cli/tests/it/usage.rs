@@ -25,7 +25,7 @@ fn alone_it_shows_its_usage_and_fails() {
       image        Manage images
       template     Manage templates: booted VMs of which new instances are copies
       stats        Show what instances cost and how they started
-      bench        Measure boot, run, exec, pause and resume
+      bench        Measure boots, starts, wakes and density beside a bare VMM
       completions  Print a completion script for a shell
       version      Print the version
       help         Print this message or the help of the given subcommand(s)

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use aegis_api::{ErrorCode, StateReply, WaitFor, WaitQuery};
-use aegis_lifecycle::{ConnectError, Instance};
+use aegis_lifecycle::{ConnectError, Connection, Instance};
 use aegis_types::{GuestPort, InstanceState};
 use axum::extract::State;
-use tokio::time::{Instant, timeout_at};
+use tokio::io::{AsyncWriteExt as _, copy, sink};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Shared;
 use super::error::{ApiError, denied, label, not_found};
@@ -17,6 +18,8 @@ use super::instances::Answer;
 const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Time that the guest is asked to wait for a listener before it is asked again.
 const PORT_WAIT: Duration = Duration::from_secs(20);
+/// Time that a program in the guest gets to answer the end of a connection.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// `GET …/wait?for=&port=&timeout_ms=`
 pub(super) async fn wait(
@@ -45,13 +48,26 @@ async fn until_listening(instance: &Instance, port: GuestPort, deadline: Instant
     loop {
         let wait = PORT_WAIT.min(deadline.saturating_duration_since(Instant::now()));
         match instance.connect(port, wait).await {
-            Ok(_) => return Ok(()),
+            Ok(connection) => {
+                leave(connection).await;
+                return Ok(());
+            }
             // The caller's deadline ends this.
             Err(ConnectError::Refused { .. }) => {}
             Err(ConnectError::Denied(e)) => return Err(denied("reach", instance, e)),
             Err(e @ ConnectError::Worker(_)) => return Err(ApiError::internal("cannot reach the guest", &e)),
         }
     }
+}
+
+/// Ends a connection in order: to hang up at once is a reset to the program in the guest, and an error in its log.
+async fn leave(mut connection: Connection) {
+    let stream = &mut connection.stream;
+    let farewell = async {
+        stream.shutdown().await?;
+        copy(stream, &mut sink()).await
+    };
+    let _ = timeout(FAREWELL, farewell).await;
 }
 
 /// An instance whose start failed meanwhile is not waited for.
