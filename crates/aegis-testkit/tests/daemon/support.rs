@@ -9,7 +9,7 @@ use aegis_api::{
 use aegis_client::{Client, ClientError, Creation, ExecEvent, ExecEvents, LogEntries, LogQuery};
 use aegis_testkit::{TestDaemon, TestHome};
 use aegis_types::{Handle, InstanceId, InstanceState};
-use aegisd::DaemonOptions;
+use aegisd::{DaemonOptions, LockError, StartError};
 
 /// Far above what anything here takes.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -47,9 +47,18 @@ impl Host {
         within(self.daemon.take().unwrap().crash(&self.home)).await;
     }
 
-    /// Starts a daemon again.
+    /// Starts a daemon again. A program that another test is just starting may have inherited the lock of the last
+    /// one, until it is executed.
     pub(crate) async fn up(&mut self) {
-        self.daemon = Some(within(TestDaemon::start(&self.home)).await.unwrap());
+        let started = async {
+            loop {
+                match TestDaemon::start(&self.home).await {
+                    Err(StartError::Lock(LockError::Taken { .. })) => tokio::time::sleep(POLL).await,
+                    started => return started.unwrap(),
+                }
+            }
+        };
+        self.daemon = Some(within(started).await);
     }
 
     /// Ends the daemon in order.
