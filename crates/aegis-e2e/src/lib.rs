@@ -24,6 +24,8 @@ pub use procs::Process;
 /// Longest wait for anything: generous, because the machine may be busy and emulated.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(50);
+/// Lines of each log that the report of a failed test shows.
+const LOG_LINES: usize = 40;
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -280,16 +282,28 @@ impl Drop for Aegis {
             return;
         }
         // The test failed already: show what the daemon said, and leave nothing running.
-        let log = std::fs::read_to_string(self.home().join("data/aegisd.log")).unwrap_or_default();
-        let tail: Vec<&str> = log.lines().rev().take(40).collect();
-        let tail: Vec<&str> = tail.into_iter().rev().collect();
-        #[expect(clippy::print_stderr, reason = "the report of a failed test")]
-        {
-            eprintln!("aegisd.log:\n{}", tail.join("\n"));
-        }
+        self.show_logs();
         let _ = finish(self.command("aegis", ["down"]));
         for process in self.processes() {
             process.kill();
+        }
+    }
+}
+
+impl Aegis {
+    /// The ends of the daemon's log, of the instances' and of the workers' that are still there.
+    #[expect(clippy::print_stderr, reason = "the report of a failed test")]
+    fn show_logs(&self) {
+        let mut files = vec![self.home().join("data/aegisd.log")];
+        for dir in [self.home().join("data/logs"), self.home().join("run")] {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            files.extend(entries.map(|path| if path.is_dir() { path.join("worker.log") } else { path }));
+        }
+        for file in files {
+            let Ok(bytes) = std::fs::read(&file) else { continue };
+            let text = String::from_utf8_lossy(&bytes);
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("{}:\n{}", file.display(), lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_proto::worker::Phase;
+use aegis_proto::worker::{Exited, Phase, WorkerStatus};
 use aegis_types::{InstanceState, StopReason};
 use jiff::Timestamp;
 use tokio::time::timeout;
@@ -11,13 +11,15 @@ use tokio::time::timeout;
 use crate::driver::{Driver, Live, fresh_vm_id};
 use crate::instance::Instance;
 use crate::manager::Shared;
-use crate::ports::{Adoption, RegistryError};
+use crate::ports::{Adoption, RegistryError, Worker};
 use crate::record::{InstanceSpec, LastStop, Record};
 use crate::step::{Found, Past, StopCause, created, restored};
 use crate::text;
 
 /// Time for a worker to say how it is.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the end of a worker that did not answer to be noticed.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the guest of an adopted worker to say how far it is, before the daemon goes on without its answer.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -79,22 +81,40 @@ async fn look(shared: &Shared, record: &Record) -> (Found, Option<Live>) {
         return (Found::Recorded(cause_on_record(record.last_stop.as_ref())), None);
     }
     let exited = match launcher.adopt(id).await {
-        Adoption::Alive { vm, worker } => {
-            let status = match timeout(STATUS_TIMEOUT, worker.status()).await {
-                Ok(Ok(status)) => Ok(status),
-                Ok(Err(e)) => Err(text::chain(&e)),
-                Err(_) => Err(format!("no answer within {} s", STATUS_TIMEOUT.as_secs())),
-            };
-            let about = status.as_ref().ok().cloned();
-            let found = Found::Alive { vm: vm.clone(), phase: status.map(|s| s.phase) };
-            let room = shared.budget.hold(id, record.spec.memory);
-            return (found, Some(Live::adopted(vm, worker, about, room)));
-        }
+        Adoption::Alive { vm, worker } => match ask(worker.as_ref()).await {
+            Asked::Ended(exited) => Some(exited),
+            Asked::Answered(status) => {
+                let about = status.as_ref().ok().cloned();
+                let found = Found::Alive { vm: vm.clone(), phase: status.map(|s| s.phase) };
+                let room = shared.budget.hold(id, record.spec.memory);
+                return (found, Some(Live::adopted(vm, worker, about, room)));
+            }
+        },
         Adoption::Gone(exited) => exited,
         Adoption::None => None,
     };
     launcher.clean_up(id).await;
     (Found::Gone(exited), None)
+}
+
+/// How it went to ask a worker.
+enum Asked {
+    /// What it says, or why it could not be asked.
+    Answered(Result<WorkerStatus, String>),
+    /// It ended between being found and being asked, as one does that was saving its VM.
+    Ended(Exited),
+}
+
+async fn ask(worker: &dyn Worker) -> Asked {
+    let why = match timeout(STATUS_TIMEOUT, worker.status()).await {
+        Ok(Ok(status)) => return Asked::Answered(Ok(status)),
+        Ok(Err(e)) => text::chain(&e),
+        Err(_) => format!("no answer within {} s", STATUS_TIMEOUT.as_secs()),
+    };
+    match timeout(END_TIMEOUT, worker.exited()).await {
+        Ok(exited) => Asked::Ended(exited),
+        Err(_) => Asked::Answered(Err(why)),
+    }
 }
 
 fn cause_on_record(last: Option<&LastStop>) -> StopCause {

@@ -3,11 +3,13 @@
 //! ```text
 //! ram          the memory, sparse; in use while the VM runs
 //! state        the devices
-//! saved.json   [`SavedVm`]: written last, removed before anything of it is used again
+//! saved.json   [`SavedVm`]: written last
+//! taken.json   the same, once a VM is to be started from it; removed by the worker before the VMM touches anything
 //! ```
 //!
 //! **Invariant:** memory, devices and disk belong together. Whoever starts a VM from them, or boots from the disk
-//! without them, removes `saved.json` first: they are used once.
+//! without them, removes both descriptions first: they are used once. A `taken.json` without a worker is a VM that was never
+//! started: nothing has changed since it was saved.
 
 use aegis_types::VmId;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,8 @@ pub const RAM_FILE: &str = "ram";
 pub const STATE_FILE: &str = "state";
 /// Name of the file that says that a saved VM is complete: [`SavedVm`].
 pub const SAVED_FILE: &str = "saved.json";
+/// Name of [`SAVED_FILE`] from the decision to start a VM from it until a worker does.
+pub const TAKEN_FILE: &str = "taken.json";
 
 /// Version of the format of this file.
 pub const SAVED_VERSION: u32 = 1;

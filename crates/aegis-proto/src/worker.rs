@@ -25,7 +25,8 @@ pub const TEMPLATE_FD: i32 = 5;
 pub const CONTROL_SOCKET: &str = "worker.sock";
 /// Name of the stream socket in the runtime directory.
 pub const STREAMS_SOCKET: &str = "guest.sock";
-/// Name of the identity file ([`WorkerIdentity`]) in the runtime directory, written by the daemon after spawning.
+/// Name of the identity file ([`WorkerIdentity`]) in the runtime directory, written by the worker before it serves
+/// its sockets.
 pub const IDENTITY_FILE: &str = "worker.json";
 /// Name of the configuration file ([`WorkerConfig`]) in the runtime directory.
 pub const CONFIG_FILE: &str = "config.json";
@@ -82,6 +83,15 @@ pub struct WorkerIdentity {
     pub start_ticks: u64,
     /// The VM that the worker runs.
     pub vm_id: VmId,
+}
+
+impl WorkerIdentity {
+    /// Field 22 of the content of `/proc/<pid>/stat`; `None` for another form.
+    pub fn start_ticks(stat: &[u8]) -> Option<u64> {
+        // The second field is the program's name in parentheses and may contain anything.
+        let after_name = stat.get(stat.iter().rposition(|&b| b == b')')? + 1..)?;
+        std::str::from_utf8(after_name).ok()?.split_whitespace().nth(19)?.parse().ok()
+    }
 }
 
 /// No parameters → [`Ready`] once the guest answered, or the boot failure as an error whose `data` is a [`BootFailure`].

@@ -6,12 +6,13 @@ use std::time::Duration;
 use aegis_link::host::HostLink;
 use aegis_proto::hello::Welcome;
 use aegis_proto::worker::{BootFailure, WorkerConfig};
-use aegis_types::VmSpec;
+use aegis_types::{Ram, VmSpec};
 use aegis_vmm::{Start, StartTimes, Vm, VmExit, Vmm, VmmError};
 use tokio::time::{Instant, timeout_at};
 
 use crate::guest::{self, GreetError};
 use crate::memory;
+use crate::saved::Saved;
 
 /// A VM whose harness answered.
 pub(crate) struct Up {
@@ -110,6 +111,12 @@ pub(crate) async fn attempt<T>(
 }
 
 fn prepare_memory(vm: &VmSpec, start: Start<'_>) -> Result<(), VmmError> {
+    if let Ram::File { path } = &vm.ram {
+        Saved::beside(path).use_up().map_err(|source| VmmError::Io {
+            context: format!("cannot use up the memory that was saved in `{}`", path.display()),
+            source,
+        })?;
+    }
     match start {
         Start::Boot => memory::fresh(vm),
         Start::Restore { .. } => memory::kept(vm),

@@ -9,7 +9,8 @@ use std::time::Duration;
 use aegis_link::rpc::{self, Handler};
 use aegis_proto::jsonrpc::{METHOD_NOT_FOUND, Message, RpcError, parse_params};
 use aegis_proto::worker::{
-    BootFailure, Confinement, EXITED, HIBERNATE, PAUSE, RESUME, STATUS, STOP, Stop, WAIT_READY, WorkerStatus,
+    BootFailure, Confinement, EXITED, ExitReason, HIBERNATE, PAUSE, RESUME, STATUS, STOP, Stop, WAIT_READY,
+    WorkerStatus,
 };
 use rustix::net::SocketFlags;
 use serde_json::{Value, json};
@@ -163,7 +164,11 @@ impl Handler for Methods {
             STATUS => Ok(self.status()),
             PAUSE => self.request(Request::Pause).await,
             RESUME => self.request(Request::Resume).await,
-            HIBERNATE => self.request(Request::Hibernate).await,
+            HIBERNATE => match self.request(Request::Hibernate).await {
+                // Asked again in the moment in which it was done.
+                Err(_) if self.has_hibernated() => Ok(Value::Null),
+                answered => answered,
+            },
             STOP => {
                 let Stop { grace_ms } = parse_params(params)?;
                 let grace = Duration::from_millis(grace_ms);
@@ -197,6 +202,11 @@ impl Methods {
             confinement: self.confinement.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
+    }
+
+    fn has_hibernated(&self) -> bool {
+        let view = self.view.borrow();
+        view.exited.as_ref().is_some_and(|exited| exited.reason == ExitReason::Hibernated)
     }
 
     async fn request(&self, make: impl FnOnce(Reply) -> Request) -> Result<Value, RpcError> {

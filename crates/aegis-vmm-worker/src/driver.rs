@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::boot::{self, Attempt, Plan, Up, message_of, reap};
 use crate::guest::{Guest, GuestError, greet};
+use crate::saved::Saved;
 use crate::view::View;
 
 /// After the guest's own grace: for the kernel to flush and to switch off.
@@ -94,7 +95,12 @@ impl Driver {
             Ok(live) => self.serve(live).await,
             Err(exited) => exited,
         };
-        self.view.send_modify(|view| (view.phase, view.link, view.vmm_pid) = (Phase::Stopping, None, None));
+        // A VM that was saved has not been stopped: whoever asks in the last moment must not take it for that.
+        let phase = match exited.reason {
+            ExitReason::Hibernated => Phase::Hibernating,
+            _ => Phase::Stopping,
+        };
+        self.view.send_modify(|view| (view.phase, view.link, view.vmm_pid) = (phase, None, None));
         exited
     }
 
@@ -114,7 +120,13 @@ impl Driver {
             let start = Start::Restore { state: &restore.state };
             let plan = Plan { vm: &self.config.vm.clone(), start, limit: limit.min(RESTORE_LIMIT) };
             match self.attempt(plan).await? {
-                Ok(up) => return Ok(self.ready(up, attempts, Some(&restore), None).await),
+                Ok(up) => {
+                    if let (Ram::File { path }, StartKind::Restore) = (&self.config.vm.ram, restore.kind) {
+                        // The devices go on from it: it is of no more use.
+                        Saved::beside(path).remove();
+                    }
+                    return Ok(self.ready(up, attempts, Some(&restore), None).await);
+                }
                 Err((failure, _)) => {
                     tracing::warn!("booting, because the VM was not restored: {}", failure.message);
                     fallback = Some(failure.message);

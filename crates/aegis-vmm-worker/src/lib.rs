@@ -19,10 +19,10 @@ mod boot;
 pub mod confine;
 mod control;
 mod driver;
-mod exit;
 mod guest;
 mod hibernate;
 mod memory;
+mod notes;
 mod probe;
 mod saved;
 mod streams;
@@ -48,7 +48,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Runs a VM from its boot to its end. Both sockets are served from the start.
 ///
-/// Before the end is announced on the control socket, it is written to the runtime directory. Must be called
+/// The runtime directory says which process this is before anything else happens, and how it ended before that is
+/// announced on the control socket. Must be called
 /// on a thread that lives as long as the VM: a VMM may die with the thread that started it. If the future is
 /// dropped, the VMM is killed.
 pub async fn run(
@@ -71,6 +72,10 @@ pub async fn run_until(
     terminate: impl Future<Output = ()>,
 ) -> Exited {
     let runtime_dir = config.vm.runtime_dir.clone();
+    // Before anybody is answered and before anything is used up: a daemon that finds no name here finds nothing lost.
+    if let Err(e) = notes::write_identity(&runtime_dir, &config.vm.vm_id) {
+        tracing::warn!("cannot say who runs this VM, so that a later daemon will stop it: {e}");
+    }
     let (requests_tx, requests) = mpsc::channel(REQUESTS);
     let (view_tx, view) = watch::channel(view::View::booting());
     let driver = driver::Driver::new(config, vmm, requests, view_tx.clone());
@@ -91,7 +96,7 @@ pub async fn run_until(
         () = streams.accept() => unreachable!("it accepts forever"),
     };
     tracing::info!(reason = ?exited.reason, "the VM has ended: {}", exited.message);
-    if let Err(e) = exit::write(&runtime_dir, &exited) {
+    if let Err(e) = notes::write_exit(&runtime_dir, &exited) {
         tracing::warn!("cannot leave a note about the end: {e}");
     }
     view_tx.send_modify(|view| view.exited = Some(exited.clone()));

@@ -1,11 +1,11 @@
 //! The files of a saved VM (see [`aegis_proto::saved`]), beside its memory.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use aegis_proto::saved::{SAVED_FILE, STATE_FILE, SavedVm};
+use aegis_proto::saved::{SAVED_FILE, STATE_FILE, SavedVm, TAKEN_FILE};
 
 const HOST_BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -33,6 +33,24 @@ impl Saved {
         let mut options = OpenOptions::new();
         options.create(true).write(true).truncate(true).mode(0o600).open(&fresh)?.write_all(&text)?;
         fs::rename(&fresh, self.directory.join(SAVED_FILE))
+    }
+
+    /// Makes sure that what was saved here is never used again, also after a crash of the host.
+    pub(crate) fn use_up(&self) -> io::Result<()> {
+        for name in [SAVED_FILE, TAKEN_FILE] {
+            let path = self.directory.join(name);
+            let description = match fs::read(&path) {
+                Ok(description) => description,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            fs::remove_file(&path)?;
+            // What is not durable is not trusted after a crash of the host anyway.
+            if !matches!(serde_json::from_slice(&description), Ok(SavedVm { durable: false, .. })) {
+                File::open(&self.directory)?.sync_all()?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes everything but the memory: a VM that runs or that was given up is not a saved one.

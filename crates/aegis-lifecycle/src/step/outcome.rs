@@ -187,6 +187,13 @@ impl Transition {
                 self.info("hibernated");
                 self.gone_and_then(StopCause::plain(StopReason::Hibernated), then);
             }
+            // An earlier daemon asked for it, and the worker had not yet begun when this one came.
+            _ if exited.reason == ExitReason::Hibernated => {
+                self.info("hibernated");
+                let wanted = self.state.waiting.iter().any(|waiter| waiter.goal == Goal::Running);
+                let then = if wanted { AfterStop::Again } else { AfterStop::Stay };
+                self.gone_and_then(StopCause::plain(StopReason::Hibernated), then);
+            }
             phase => {
                 let booting = matches!(phase, Phase::Booting { .. });
                 let cause = cause_of(exited, booting);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use aegis_types::{GuestPort, InstanceState, Policy, StopReason};
 use tokio::time::Instant;
 
-use crate::testing::{Line, World, with_policy};
+use crate::ports::Worker as _;
+use crate::testing::{Line, World, alive, with_policy};
 use crate::{Denied, Instance, Manager};
 
 async fn running_with(policy: Policy) -> (std::sync::Arc<World>, Manager, Instance) {
@@ -198,6 +199,30 @@ async fn shutdown_hibernates_and_the_next_daemon_leaves_it_so_until_it_is_needed
     World::eventually(|| world.lines().contains(&Line::Output("two".to_owned()))).await;
     let outputs = world.lines().into_iter().filter(|line| matches!(line, Line::Output(_))).count();
     assert_eq!(outputs, 2, "no line twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_had_saved_before_the_next_daemon_could_ask_it_costs_no_memory() {
+    // It ended while it was asked how it is, or it had not begun when it was.
+    for ends_first in [true, false] {
+        let (world, _dead, _) = running_with(Policy::default()).await;
+        let guest = world.guest(0);
+        if ends_first {
+            guest.set(|s| s.status_fails = true);
+            guest.hibernate().await.unwrap();
+        }
+        world.adoption.lock().unwrap().insert(world.record(1).unwrap().spec.id, alive(&guest));
+        let manager = world.manager(None);
+        manager.restore(vec![world.record(1).unwrap()]).await;
+        let instance = manager.find("web").unwrap();
+        if !ends_first {
+            guest.hibernate().await.unwrap();
+        }
+        let status = World::until_state(&instance, InstanceState::Hibernated).await;
+        assert_eq!(status.counters.crashes, 0);
+        instance.exec(start()).await.unwrap();
+        assert_eq!(instance.status().counters.restore, 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use aegis_lifecycle::ports::Adoption;
 use aegis_link::rpc::Client;
-use aegis_proto::worker::{CONTROL_SOCKET, ExitReason, Exited, IDENTITY_FILE, STOP, Stop, WorkerIdentity};
+use aegis_proto::worker::{
+    CONTROL_SOCKET, ExitReason, Exited, IDENTITY_FILE, STATUS, STOP, Stop, WorkerIdentity,
+};
 use aegis_types::InstanceId;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -19,8 +21,8 @@ use super::process::Process;
 use super::worker_client::{WorkerClient, connect, read_exit};
 use super::{Launcher, files};
 
-/// Time for a worker without identity to end when it is told to.
-const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// Time for a worker without identity to introduce itself, or to end when it is told to.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Launcher {
     /// Connects to the worker of this instance, or cleans up after it.
@@ -89,11 +91,10 @@ impl Launcher {
 
 /// The live worker of a runtime directory.
 async fn find(run_dir: &Path) -> Option<(WorkerIdentity, Arc<Process>)> {
-    let Ok(bytes) = fs::read(run_dir.join(IDENTITY_FILE)) else {
-        stop_unidentified(run_dir).await;
-        return None;
+    let identity = match identity(run_dir) {
+        Some(identity) => identity,
+        None => introduced(run_dir).await?,
     };
-    let identity: WorkerIdentity = serde_json::from_slice(&bytes).ok()?;
     match Process::find(&identity) {
         Ok(process) => process.map(|process| (identity, Arc::new(process))),
         Err(error) => {
@@ -103,15 +104,25 @@ async fn find(run_dir: &Path) -> Option<(WorkerIdentity, Arc<Process>)> {
     }
 }
 
-/// A daemon that died between starting a worker and naming it leaves one that only its socket knows.
-async fn stop_unidentified(run_dir: &Path) {
-    let Ok(stream) = UnixStream::connect(run_dir.join(CONTROL_SOCKET)).await else { return };
+fn identity(run_dir: &Path) -> Option<WorkerIdentity> {
+    serde_json::from_slice(&fs::read(run_dir.join(IDENTITY_FILE)).ok()?).ok()
+}
+
+/// A daemon that died while a worker started leaves one that only its socket knows. It says who it is before it answers
+/// anything; one that does not is stopped.
+async fn introduced(run_dir: &Path) -> Option<WorkerIdentity> {
+    let stream = UnixStream::connect(run_dir.join(CONTROL_SOCKET)).await.ok()?;
     let (rpc, _) = Client::new(stream);
+    let _ = timeout(ANSWER_DEADLINE, rpc.call::<_, Value>(STATUS, &())).await;
+    if let Some(identity) = identity(run_dir) {
+        return Some(identity);
+    }
     tracing::info!(dir = %run_dir.display(), "stopping a worker that nobody knows");
     let stop = Stop { grace_ms: 0 };
-    if timeout(STOP_DEADLINE, rpc.call::<_, Value>(STOP, &stop)).await.is_err() {
+    if timeout(ANSWER_DEADLINE, rpc.call::<_, Value>(STOP, &stop)).await.is_err() {
         tracing::warn!(dir = %run_dir.display(), "it does not answer");
     }
+    None
 }
 
 #[cfg(test)]

@@ -158,8 +158,43 @@ async fn a_worker_that_was_never_named_is_stopped_through_its_socket() {
     });
     assert!(matches!(f.launcher.adopt(&id(1)).await, Adoption::Gone(None)));
     server.await.unwrap();
-    assert_eq!(*asked.0.lock().unwrap(), [r#"stop {"grace_ms":0}"#]);
+    assert_eq!(*asked.0.lock().unwrap(), ["status null", r#"stop {"grace_ms":0}"#]);
     assert!(!dir.exists());
+}
+
+/// Says who it is when it is asked something, as a worker that was still starting does.
+struct Introduces(std::path::PathBuf, WorkerIdentity);
+
+#[async_trait::async_trait]
+impl Handler for Introduces {
+    async fn call(&self, method: &str, _: Value) -> Result<Value, RpcError> {
+        assert_eq!(method, STATUS);
+        fs::write(self.0.join(IDENTITY_FILE), serde_json::to_vec(&self.1).unwrap()).unwrap();
+        Ok(Value::Null)
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_still_starts_is_waited_for_and_adopted() {
+    let f = fixture();
+    let dir = f.home.run_dir(&id(1));
+    files::make_dir(&dir).unwrap();
+    let mut child = stand_in();
+    let start_ticks = process::start_ticks(child.id()).unwrap();
+    let identity = WorkerIdentity { pid: child.id(), start_ticks, vm_id: vm() };
+    let listener = UnixListener::bind(dir.join(CONTROL_SOCKET)).unwrap();
+    let handler = Arc::new(Introduces(dir.clone(), identity));
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        serve(stream, handler, None).await.unwrap();
+        listener
+    });
+    let Adoption::Alive { vm: adopted, .. } = f.launcher.adopt(&id(1)).await else { panic!("alive") };
+    assert_eq!(adopted, vm());
+    assert!(!has_ended(&mut child));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(server.await.unwrap());
 }
 
 #[tokio::test]
@@ -211,9 +246,6 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
     };
     let memory = fs::File::open(&source).unwrap();
     let mut child = spawn::spawn(&program, &config, Some(&memory)).unwrap();
-    let identity: WorkerIdentity =
-        serde_json::from_slice(&fs::read(run_dir.join(IDENTITY_FILE)).unwrap()).unwrap();
-    assert_eq!((identity.pid, identity.vm_id), (child.id(), config.vm.vm_id.clone()));
     assert!(child.wait().unwrap().success());
     let log = fs::read_to_string(run_dir.join(spawn::WORKER_LOG)).unwrap();
     let lines: Vec<&str> = log.lines().collect();
@@ -227,7 +259,7 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         lines[2..],
         ["/dev/null".to_owned(), memory_path, format!("home= cwd=/ config={}", config_path.display())]
     );
-    for name in [CONTROL_SOCKET, STREAMS_SOCKET, "config.json", IDENTITY_FILE, spawn::WORKER_LOG] {
+    for name in [CONTROL_SOCKET, STREAMS_SOCKET, "config.json", spawn::WORKER_LOG] {
         let mode = fs::metadata(run_dir.join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }

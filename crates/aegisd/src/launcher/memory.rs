@@ -1,15 +1,16 @@
 //! The memory of instances on disk: `data/instances/<id>/memory/`, see `aegis_proto::saved`.
 //!
-//! **Invariants:** a saved VM is used once. `saved.json` is gone, also after a crash of the host, before anything
-//! changes the memory or the disk that it belongs to. What was consumed never comes back: everything here that
-//! touches a `saved.json` holds one lock while it does.
+//! **Invariants:** a saved VM is used once. Its description is gone, also after a crash of the host, before anything
+//! changes the memory or the disk that it belongs to: here when it is given up, by the worker when a VM is started from
+//! it. Until then what was taken comes back. Everything here that touches a `saved.json` holds one lock while it does.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aegis_config::Home;
-use aegis_proto::saved::{RAM_FILE, SAVED_FILE, STATE_FILE, SavedVm};
+use aegis_proto::saved::{RAM_FILE, SAVED_FILE, STATE_FILE, SavedVm, TAKEN_FILE};
 use aegis_types::{InstanceId, Mib};
 use tokio::sync::Semaphore;
 use tokio::task;
@@ -26,7 +27,7 @@ pub(super) struct Memories {
     writing: Semaphore,
 }
 
-/// What there was of a saved VM. It is not on the disk any more, whatever it was.
+/// What there was of a saved VM. Only one that can be used is still on the disk.
 #[derive(Debug)]
 pub(super) enum Taken {
     /// Nothing.
@@ -46,14 +47,17 @@ impl Memories {
         self.lock.lock().expect("no code panics while it holds this")
     }
 
-    /// Whether there is a saved VM.
+    /// Whether there is a saved VM. There must be no worker.
     pub(super) fn has_saved(&self, id: &InstanceId) -> bool {
-        matches!(saved::read(&self.home.memory_dir(id)), Ok(Some(_)))
+        let dir = self.home.memory_dir(id);
+        self.put_back(&dir).is_ok() && matches!(saved::read(&dir), Ok(Some(_)))
     }
 
-    /// Takes the saved VM out, if there is one that fits this machine; removes one that does not.
+    /// Takes the saved VM for a worker that is about to be started, if there is one that fits this machine; removes one
+    /// that does not.
     pub(super) fn take(&self, id: &InstanceId, machine: &str, memory: Mib) -> io::Result<Taken> {
         let dir = self.home.memory_dir(id);
+        self.put_back(&dir)?;
         let found = match saved::read(&dir) {
             Ok(None) => return Ok(Taken::None),
             Ok(Some(saved)) => match saved::check(&dir, &saved, machine, memory) {
@@ -63,15 +67,28 @@ impl Memories {
             },
             Err(e) => Taken::Unusable(e),
         };
-        self.consume(&dir)?;
         if let Taken::Unusable(_) = found {
+            self.consume(&dir)?;
             files::remove_dir(&dir)?;
+            return Ok(found);
         }
+        let _lock = self.lock();
+        fs::rename(dir.join(SAVED_FILE), dir.join(TAKEN_FILE))?;
         Ok(found)
     }
 
-    /// Removes a `saved.json`, for good if it would be trusted after a crash of the host.
+    /// What was taken and not used by a worker is as it was.
+    fn put_back(&self, dir: &Path) -> io::Result<()> {
+        let _lock = self.lock();
+        match fs::rename(dir.join(TAKEN_FILE), dir.join(SAVED_FILE)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a description, for good if it would be trusted after a crash of the host.
     fn consume(&self, dir: &Path) -> io::Result<()> {
+        self.put_back(dir)?;
         let _lock = self.lock();
         let forgotten = matches!(saved::read(dir), Ok(None | Some(SavedVm { durable: false, .. })));
         files::remove_file(&dir.join(SAVED_FILE))?;
@@ -97,9 +114,10 @@ impl Memories {
         files::make_dir(&self.home.memory_dir(id))
     }
 
-    /// Removes the memory of a VM that ended without being saved: it is of no use.
+    /// Removes the memory of a VM that ended without being saved: it is of no use. There must be no worker.
     pub(super) fn tidy(&self, id: &InstanceId) -> io::Result<()> {
         let dir = self.home.memory_dir(id);
+        self.put_back(&dir)?;
         match saved::read(&dir) {
             Ok(None) => files::remove_dir(&dir),
             // A damaged one is reported at the next start.
@@ -168,8 +186,6 @@ impl Memories {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::fs;
-
     use super::*;
     use crate::saved::tests::leave;
 
@@ -210,17 +226,41 @@ mod tests {
         (Fixture { _dir: dir, home, memories }, saved)
     }
 
+    /// What a worker does when it starts a VM.
+    fn use_up(f: &Fixture) {
+        fs::remove_file(f.home.memory_dir(&id()).join(TAKEN_FILE)).unwrap();
+    }
+
     #[test]
     fn a_saved_vm_is_used_once() {
         let (f, saved) = fixture();
         assert!(f.memories.has_saved(&id()));
         let taken = f.memories.take(&id(), "m", memory()).unwrap();
         assert!(matches!(taken, Taken::Saved(found) if found == saved));
+        assert_eq!(f.files(), ["ram", "state", "taken.json"]);
+        use_up(&f);
         assert!(!f.memories.has_saved(&id()));
         assert_eq!(f.files(), ["ram", "state"]);
         assert!(matches!(f.memories.take(&id(), "m", memory()).unwrap(), Taken::None));
         f.memories.tidy(&id()).unwrap();
         assert!(!f.home.memory_dir(&id()).exists());
+    }
+
+    #[test]
+    fn what_was_taken_and_not_used_comes_back() {
+        let (f, saved) = fixture();
+        for _ in 0..2 {
+            let taken = f.memories.take(&id(), "m", memory()).unwrap();
+            assert!(matches!(taken, Taken::Saved(found) if found == saved));
+        }
+        f.memories.tidy(&id()).unwrap();
+        assert_eq!(f.files(), ["ram", "saved.json", "state"]);
+        assert!(matches!(f.memories.take(&id(), "m", memory()).unwrap(), Taken::Saved(_)));
+        assert!(f.memories.has_saved(&id()));
+        assert!(matches!(f.memories.take(&id(), "m", memory()).unwrap(), Taken::Saved(_)));
+        // Given up in this state as well.
+        f.memories.make_empty(&id()).unwrap();
+        assert!(!f.memories.has_saved(&id()) && f.files().is_empty());
     }
 
     #[test]
@@ -258,6 +298,8 @@ mod tests {
         let (f, saved) = fixture();
         let dir = f.home.memory_dir(&id());
         assert!(matches!(f.memories.take(&id(), "m", memory()).unwrap(), Taken::Saved(_)));
+        assert!(!f.memories.mark_durable(&dir, &saved).unwrap());
+        use_up(&f);
         assert!(!f.memories.mark_durable(&dir, &saved).unwrap());
         assert_eq!(f.files(), ["ram", "state"]);
         // Saved again: another VM than the one whose files were written.

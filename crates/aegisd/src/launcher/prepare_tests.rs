@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use aegis_proto::saved::SAVED_FILE;
+use aegis_proto::saved::{SAVED_FILE, TAKEN_FILE};
 use aegis_types::{ImageName, Mib, Policy, Vcpus};
 use jiff::Timestamp;
 
@@ -68,6 +68,8 @@ fn a_saved_vm_is_gone_on_from_once() {
     assert_eq!(second.config.restore, Some(expected));
     assert!(!dir.join(SAVED_FILE).exists() && dir.join(RAM_FILE).exists() && dir.join(STATE_FILE).exists());
 
+    // As the worker does.
+    fs::remove_file(dir.join(TAKEN_FILE)).unwrap();
     let third = prepare(&plan, &spec);
     assert!(matches!(third.source, Source::Kernel { template_wanted: false }), "it has a disk");
     assert!(third.config.restore.is_none() && third.notes.is_empty());

@@ -75,10 +75,7 @@ impl Process {
 
 /// Start time of a process in clock ticks since boot: field 22 of proc_pid_stat(5).
 pub(super) fn start_ticks(pid: u32) -> io::Result<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat"))?;
-    // The second field is the program's name in parentheses and may contain anything.
-    let after_name = stat.iter().rposition(|&b| b == b')').map(|at| String::from_utf8_lossy(&stat[at + 1..]));
-    let ticks = after_name.and_then(|fields| fields.split_whitespace().nth(19)?.parse().ok());
+    let ticks = WorkerIdentity::start_ticks(&fs::read(format!("/proc/{pid}/stat"))?);
     ticks.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "unexpected form of /proc/<pid>/stat"))
 }
 

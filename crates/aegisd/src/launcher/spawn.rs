@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use aegis_proto::worker::{
-    CONFIG_FILE, CONTROL_FD, CONTROL_SOCKET, IDENTITY_FILE, STREAMS_FD, STREAMS_SOCKET, TEMPLATE_FD,
-    WorkerConfig, WorkerIdentity,
+    CONFIG_FILE, CONTROL_FD, CONTROL_SOCKET, STREAMS_FD, STREAMS_SOCKET, TEMPLATE_FD, WorkerConfig,
 };
 use command_fds::{CommandFdExt as _, FdMapping};
 
-use super::{files, process};
+use super::files;
 use crate::socket;
 
 /// Name of the file with what a worker prints, in the runtime directory.
@@ -74,20 +73,5 @@ pub(super) fn spawn(
         .stdout(log.0)
         .stderr(log.1);
     command.fd_mappings(descriptors).map_err(|e| failed("pass sockets to", worker)(io::Error::other(e)))?;
-    let mut child = command.spawn().map_err(failed("start", worker))?;
-    let identified = identify(dir, &child, config);
-    if let Err(e) = identified {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(failed("write", &dir.join(IDENTITY_FILE))(e));
-    }
-    Ok(child)
-}
-
-/// Leaves what a later daemon needs to know the worker again. As long as it is our child its pid is its own.
-fn identify(dir: &Path, child: &Child, config: &WorkerConfig) -> io::Result<()> {
-    let pid = child.id();
-    let start_ticks = process::start_ticks(pid)?;
-    let identity = WorkerIdentity { pid, start_ticks, vm_id: config.vm.vm_id.clone() };
-    files::write_atomically(&dir.join(IDENTITY_FILE), &serde_json::to_vec(&identity)?)
+    command.spawn().map_err(failed("start", worker))
 }
