@@ -8,7 +8,9 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Normal and build dependencies of every package in the graph, by name; dev-dependencies do not count.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
-    let metadata = MetadataCommand::new().other_options(["--offline".to_owned()]).exec().unwrap();
+    // Only what a build on this machine needs: the rest may never have been downloaded.
+    let options = ["--offline", "--filter-platform", "host-tuple"].map(str::to_owned);
+    let metadata = MetadataCommand::new().other_options(options).exec().unwrap();
     let names: BTreeMap<_, _> =
         metadata.packages.iter().map(|p| (p.id.clone(), p.name.to_string())).collect();
     let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
