@@ -62,6 +62,9 @@ pub struct CreateInstance {
     /// Its creator deletes it when its command has ended; it is never hibernated.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ephemeral: bool,
+    /// The instance that it belongs to: it is stopped when that one is and deleted with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_id: Option<InstanceId>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -150,6 +153,9 @@ pub struct InstanceInfo {
     /// Working directory of the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// The instance that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_id: Option<InstanceId>,
     /// Creation.
     pub created_at: Timestamp,
     /// Last change of state.

@@ -46,6 +46,9 @@ pub enum Denied {
     /// It lived for as long as it may; starting it again must be asked for.
     #[error("the instance reached its longest life")]
     LifetimeOver,
+    /// The instance that it belongs to is stopped.
+    #[error("the parent of the instance is stopped")]
+    ParentStopped,
     /// Its memory may not be written to disk.
     #[error("the memory of the instance is not saved: {why}")]
     KeepsMemory {
@@ -95,6 +98,9 @@ pub enum CreateError {
         /// State of the other instance.
         state: InstanceState,
     },
+    /// The instance that it is to belong to does not exist.
+    #[error("there is no instance `{0}` that could be the parent")]
+    NoParent(InstanceId),
     /// Another instance has this id.
     #[error("an instance with the id `{0}` exists already")]
     IdTaken(InstanceId),

@@ -222,6 +222,11 @@ impl Instance {
         self.send(ask, Reply::Grant(reply), answer).await
     }
 
+    /// Tells whether the parent runs, see [`Ask::Parent`].
+    pub(crate) async fn parent_is(&self, up: bool) -> Result<(), Denied> {
+        self.ask(Ask::Parent { up }).await
+    }
+
     async fn ask(&self, ask: Ask) -> Result<(), Denied> {
         let (reply, answer) = oneshot::channel();
         self.send(ask, Reply::Done(reply), answer).await

@@ -15,6 +15,7 @@ mod driver;
 mod effects;
 mod error;
 mod exec;
+mod family;
 mod instance;
 mod logs;
 mod manager;

@@ -12,6 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::budget::Budget;
 use crate::driver::{Driver, Request};
 use crate::error::CreateError;
+use crate::family;
 use crate::instance::Instance;
 use crate::ports::{Launcher, LogSink, Registry};
 use crate::record::{InstanceSpec, Record};
@@ -93,6 +94,9 @@ impl Manager {
                 tracing::error!(error = %e, "an instance could not be restored");
             }
         }
+        for child in self.shared.instances() {
+            family::keep_together(&self.shared, child);
+        }
     }
 
     /// Records a new, enabled instance and starts to boot it. Its state is `starting` when this returns. A
@@ -119,6 +123,7 @@ impl Manager {
             }
             drop(directory);
             shared.spawn(driver);
+            family::keep_together(&shared, instance.clone());
             drop(token);
             Ok(instance)
         });
@@ -187,6 +192,9 @@ impl Shared {
         if directory.closing {
             return Err(CreateError::ShuttingDown);
         }
+        if let Some(parent) = spec.parent.as_ref().filter(|id| !directory.instances.contains_key(*id)) {
+            return Err(CreateError::NoParent(parent.clone()));
+        }
         if directory.instances.contains_key(&spec.id) || directory.reserved_ids.contains(&spec.id) {
             return Err(CreateError::IdTaken(spec.id.clone()));
         }
@@ -214,6 +222,16 @@ impl Shared {
     /// All instances, in no order.
     pub(crate) fn instances(&self) -> Vec<Instance> {
         self.directory().instances.values().cloned().collect()
+    }
+
+    /// The instance with this id.
+    pub(crate) fn instance(&self, id: &InstanceId) -> Option<Instance> {
+        self.directory().instances.get(id).cloned()
+    }
+
+    /// Runs this beside the drivers, which end before it does.
+    pub(crate) fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// Makes the instance findable.

@@ -26,6 +26,8 @@ pub struct InstanceSpec {
     pub vcpus: Vcpus,
     /// What it does by itself.
     pub policy: Policy,
+    /// The instance that it was made by: it does not run without it and goes with it.
+    pub parent: Option<InstanceId>,
     /// Creation.
     pub created_at: Timestamp,
 }

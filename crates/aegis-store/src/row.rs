@@ -30,6 +30,8 @@ pub struct InstanceRow {
     pub vcpus: Vcpus,
     /// What it does by itself.
     pub policy: Policy,
+    /// The instance that it belongs to.
+    pub parent_id: Option<InstanceId>,
     /// Creation.
     pub created_at: Timestamp,
     /// It may be woken.
@@ -55,13 +57,14 @@ pub struct InstanceRow {
 }
 
 const UPSERT: &str = "
-    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, created_at,
+    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, parent_id, created_at,
         enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
-    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :created_at,
+    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :parent_id, :created_at,
         :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
         workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus, policy = excluded.policy,
+        parent_id = excluded.parent_id,
         created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
         life_began_at = excluded.life_began_at, crashes = excluded.crashes,
@@ -83,6 +86,7 @@ impl InstanceRow {
             ":memory_mb": self.memory.get(),
             ":vcpus": self.vcpus.get(),
             ":policy": serde_json::to_string(&self.policy).expect("plain data serialises"),
+            ":parent_id": self.parent_id.as_ref().map(InstanceId::as_str),
             ":created_at": self.created_at.to_string(),
             ":enabled": self.enabled,
             ":live": self.live,
@@ -129,6 +133,7 @@ impl InstanceRow {
             memory: columns.sized("memory_mb", Mib::new)?,
             vcpus: columns.sized("vcpus", Vcpus::new)?,
             policy: columns.json("policy")?,
+            parent_id: columns.parsed_option("parent_id")?,
             created_at: columns.parsed("created_at")?,
             enabled: columns.get("enabled")?,
             live: columns.get("live")?,

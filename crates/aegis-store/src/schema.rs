@@ -40,6 +40,9 @@ pub(crate) const STEPS: &[&str] = &[
         PRIMARY KEY (instance_id, guest_port)
     ) STRICT;
 ",
+    "
+    ALTER TABLE instances ADD COLUMN parent_id TEXT;
+",
 ];
 
 /// Brings the file to the newest version of `steps`. Each step is applied completely or not at all.

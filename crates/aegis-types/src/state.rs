@@ -66,10 +66,12 @@ pub enum StopReason {
     Hibernated,
     /// It reached the longest life that it was given.
     Lifetime,
+    /// The instance that it belongs to was stopped.
+    ParentStopped,
 }
 
 impl StopReason {
-    const ALL: [StopReason; 11] = [
+    const ALL: [StopReason; 12] = [
         Self::NeverStarted,
         Self::Exited,
         Self::Requested,
@@ -81,6 +83,7 @@ impl StopReason {
         Self::DaemonStopped,
         Self::Hibernated,
         Self::Lifetime,
+        Self::ParentStopped,
     ];
 
     /// The reason as it is written in the API and the registry.
@@ -97,6 +100,7 @@ impl StopReason {
             Self::DaemonStopped => "daemon_stopped",
             Self::Hibernated => "hibernated",
             Self::Lifetime => "lifetime",
+            Self::ParentStopped => "parent_stopped",
         }
     }
 }

@@ -39,6 +39,7 @@ fn to_row(record: Record) -> InstanceRow {
         memory: spec.memory,
         vcpus: spec.vcpus,
         policy: spec.policy,
+        parent_id: spec.parent,
         created_at: spec.created_at,
         enabled,
         live,
@@ -72,6 +73,7 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
             memory: row.memory,
             vcpus: row.vcpus,
             policy: row.policy,
+            parent: row.parent_id,
             created_at: row.created_at,
         },
         enabled: row.enabled,
@@ -104,6 +106,7 @@ mod tests {
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
             policy: Policy { no_hibernate: true, ..Policy::default() },
+            parent: Some(InstanceId::from_unix_nanos(7)),
             created_at: Timestamp::UNIX_EPOCH,
         };
         let stop = LastStop {

@@ -46,7 +46,11 @@ impl Transition {
             StopReason::GuestShutdown => false,
             _ => return AfterStop::Stay,
         };
-        if !self.state.rules.restarts(failed) || !self.state.enabled || self.state.closing {
+        if !self.state.rules.restarts(failed)
+            || !self.state.enabled
+            || self.state.orphaned
+            || self.state.closing
+        {
             return AfterStop::Stay;
         }
         if self.state.crashes >= CRASHES_MAX {

@@ -163,6 +163,12 @@ pub enum Ask {
         /// What for.
         purpose: Use,
     },
+    /// The parent has stopped, which stops this one and keeps it from being started, or is back, which allows it again.
+    /// Answered when that is so.
+    Parent {
+        /// It is not stopped.
+        up: bool,
+    },
     /// Count as a user without waking anything. Answered at once.
     Attach,
     /// Keep the VM awake. Answered at once.

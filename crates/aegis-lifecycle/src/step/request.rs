@@ -24,6 +24,15 @@ impl Transition {
         if self.state.closing && !ends {
             return Err(Denied::ShuttingDown);
         }
+        let starts = match ask {
+            Ask::Start { .. } | Ask::Restart { .. } | Ask::Resume { .. } => true,
+            // One that is disabled as well is told that.
+            Ask::Wake { .. } => self.state.enabled,
+            _ => false,
+        };
+        if self.state.orphaned && starts {
+            return Err(Denied::ParentStopped);
+        }
         match ask {
             Ask::Start { next } => self.ask_start(id, next),
             Ask::Restart { next } => self.ask_restart(id, next),
@@ -32,6 +41,15 @@ impl Transition {
             Ask::Disable => {
                 self.set_enabled(false);
                 self.ask_stop(id, StopReason::Disabled)
+            }
+            Ask::Parent { up: true } => {
+                self.state.orphaned = false;
+                self.accept(id);
+                Ok(())
+            }
+            Ask::Parent { up: false } => {
+                self.state.orphaned = true;
+                self.ask_stop(id, StopReason::ParentStopped)
             }
             Ask::Pause => self.ask_pause(id),
             Ask::Resume { next } => self.ask_resume(id, next),

@@ -49,6 +49,7 @@ fn first(rules: Rules, enabled: bool, phase: Phase) -> Transition {
         rules,
         users: Users::default(),
         leased: false,
+        orphaned: false,
         crashes: 0,
         timers: BTreeSet::new(),
     })

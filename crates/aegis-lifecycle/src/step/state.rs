@@ -26,6 +26,8 @@ pub struct State {
     pub users: Users,
     /// Somebody keeps it awake for a time.
     pub leased: bool,
+    /// The instance that it belongs to is stopped: this one must not run.
+    pub orphaned: bool,
     /// Crashes in a row, the last one not long ago.
     pub crashes: u8,
     /// Timers that run.
@@ -206,6 +208,8 @@ impl StopCause {
             | StopReason::DaemonStopped
             | StopReason::Hibernated => None,
             StopReason::Lifetime => Some(Denied::LifetimeOver),
+            // As long as that is so, which is asked before.
+            StopReason::ParentStopped => None,
         }
     }
 
@@ -213,6 +217,7 @@ impl StopCause {
     pub(super) fn interrupts(&self) -> Denied {
         match self.reason {
             StopReason::Disabled => Denied::Disabled,
+            StopReason::ParentStopped => Denied::ParentStopped,
             StopReason::DaemonStopped => Denied::ShuttingDown,
             reason => self.bars_waking().unwrap_or(Denied::Interrupted { reason }),
         }

@@ -35,6 +35,7 @@ pub(crate) fn with_policy(n: u64, handle: &str, policy: Policy) -> InstanceSpec 
         memory: Mib::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         policy,
+        parent: None,
         created_at: Timestamp::UNIX_EPOCH,
     }
 }

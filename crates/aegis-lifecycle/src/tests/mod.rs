@@ -5,6 +5,7 @@ mod again;
 mod boot;
 mod crash;
 mod exec;
+mod family;
 mod faults;
 mod requests;
 mod rest;

@@ -25,6 +25,7 @@ fn row(id: u64) -> InstanceRow {
         memory: Mib::new(256).unwrap(),
         vcpus: Vcpus::new(2).unwrap(),
         policy: Policy { ephemeral: true, ..Policy::default() },
+        parent_id: Some(InstanceId::from_unix_nanos(9)),
         created_at: at(i64::try_from(id).unwrap()),
         enabled: true,
         live: true,

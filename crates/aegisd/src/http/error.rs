@@ -97,6 +97,8 @@ pub(super) fn denied(action: &str, instance: &Instance, denied: Denied) -> ApiEr
         }
         Denied::LifetimeOver => refused(ErrorCode::WrongState, "it reached its `--max-lifetime`")
             .with_hint(format!("`aegis instance start --name {name}` gives it another life")),
+        Denied::ParentStopped => refused(ErrorCode::WrongState, "the instance that it belongs to is stopped")
+            .with_hint("start its parent first: `aegis instance info` names it"),
         Denied::KeepsMemory { why } => refused(ErrorCode::WrongState, why),
         Denied::Hibernating => {
             refused(ErrorCode::WrongState, "it is being hibernated").with_hint("try again in a moment")
@@ -142,6 +144,7 @@ pub(super) fn not_created(error: CreateError) -> ApiError {
             format!("instance `{handle}` exists already and is {state}"),
         )
         .with_hint(format!("choose another name, or remove it: `aegis instance delete {handle}`")),
+        e @ CreateError::NoParent(_) => ApiError::invalid(e.to_string()),
         CreateError::ShuttingDown => shutting_down(),
         e @ (CreateError::IdTaken(_) | CreateError::Registry(_)) => {
             ApiError::new(ErrorCode::Internal, "cannot create the instance").with_cause(e.to_string())

@@ -97,6 +97,7 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         memory: request.memory_mb.unwrap_or(app.settings.default_memory.value),
         vcpus: request.vcpus.unwrap_or(app.settings.default_vcpus.value),
         policy,
+        parent: request.parent_id,
         created_at: Timestamp::now(),
     };
     // A task of its own: the log must not stay without an instance when the client goes away.

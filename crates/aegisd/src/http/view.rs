@@ -97,6 +97,7 @@ pub(super) fn info(
         vcpus: spec.vcpus,
         env_keys: spec.env.keys().cloned().collect(),
         workdir: spec.workdir.clone(),
+        parent_id: spec.parent.clone(),
         created_at: spec.created_at,
         updated_at: status.updated_at,
         last_active_at: status.last_active_at,

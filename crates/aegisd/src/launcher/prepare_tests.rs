@@ -29,6 +29,7 @@ fn spec(policy: Policy) -> InstanceSpec {
         memory: Mib::new(MIB).unwrap(),
         vcpus: Vcpus::DEFAULT,
         policy,
+        parent: None,
         created_at: Timestamp::UNIX_EPOCH,
     }
 }

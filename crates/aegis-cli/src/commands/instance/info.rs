@@ -19,6 +19,7 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
     let lines = [
         some("Handle", info.handle.map(String::from)),
         some("ID", Some(info.id.into())),
+        some("Parent", info.parent_id.map(String::from)),
         some("State", Some(info.state.to_string())),
         some("Enabled", Some(info.enabled.to_string())),
         some("Image", Some(info.image_ref.into())),

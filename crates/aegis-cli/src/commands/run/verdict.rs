@@ -33,6 +33,7 @@ pub(super) fn stopped(info: &InstanceInfo, system: &[String]) -> Result<u8, CliE
         Some(StopReason::VmmDied) => "the VM was lost before its command ended",
         Some(StopReason::GuestFault) => "the guest broke the rules of its link and was stopped",
         Some(StopReason::Hibernated) => "the instance was hibernated before its command ended",
+        Some(StopReason::ParentStopped) => "the instance that it belongs to was stopped",
         Some(StopReason::Lifetime) => "the instance reached its longest life before its command ended",
         Some(StopReason::NeverStarted | StopReason::Exited) | None => "it is not known how the command ended",
     };

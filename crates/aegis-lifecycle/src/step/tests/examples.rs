@@ -50,6 +50,7 @@ fn with_rules(rules: Rules, phase: Phase) -> State {
         rules,
         users: Users::default(),
         leased: false,
+        orphaned: false,
         crashes: 0,
         timers: BTreeSet::new(),
     }

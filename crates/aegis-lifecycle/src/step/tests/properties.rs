@@ -30,7 +30,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        10 => (0..13u8, prop::bool::weighted(0.1)).prop_map(|(kind, registry_fails)| Op::Ask { kind, registry_fails }),
+        10 => (0..15u8, prop::bool::weighted(0.1)).prop_map(|(kind, registry_fails)| Op::Ask { kind, registry_fails }),
         12 => (any::<usize>(), prop::bool::weighted(0.75), 0..3u8)
             .prop_map(|(which, good, variant)| Op::Progress { which, good, variant }),
         1 => (0..5u8).prop_map(|reason| Op::Die { reason }),
@@ -129,6 +129,8 @@ impl World {
             9 => Ask::Evict,
             10 => Ask::Attach,
             11 => Ask::Lease { ttl: Duration::from_secs(9) },
+            12 => Ask::Parent { up: false },
+            13 => Ask::Parent { up: true },
             _ => Ask::Release,
         };
         let id = self.next_request;
@@ -195,7 +197,10 @@ impl World {
                             .iter()
                             .all(|w| !matches!(w, Work::Launch(_) | Work::CleanUp(_) | Work::Remove))
                     );
-                    assert!(self.state.enabled && !self.state.closing, "a boot while it is forbidden");
+                    assert!(
+                        self.state.enabled && !self.state.closing && !self.state.orphaned,
+                        "a boot while it is forbidden"
+                    );
                     assert!(self.used.insert(vm.clone()), "a VM id is used twice");
                     self.work.push(Work::Launch(vm));
                 }
