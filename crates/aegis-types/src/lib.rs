@@ -7,6 +7,7 @@
 mod duration;
 mod exit;
 mod names;
+mod net;
 mod policy;
 mod ports;
 mod state;
@@ -16,6 +17,7 @@ mod vm;
 pub use duration::{InvalidDuration, parse_duration};
 pub use exit::ExitStatus;
 pub use names::{Handle, ImageName, InstanceId, InvalidName, VmId};
+pub use net::{InvalidNet, NetEvent, NetMode, NetPolicy, NetRule, NetSetup, NetTarget, Proxies};
 pub use policy::{IdlePolicy, Policy, RestartPolicy, UnknownPolicy};
 pub use ports::{Expose, GuestPort, InvalidPort, Protocol, PublicPort};
 pub use state::{InstanceState, StartKind, StopReason, UnknownStopReason};
