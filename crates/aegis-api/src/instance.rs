@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use aegis_types::{
-    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, RestartPolicy, StartKind,
-    StopReason, Vcpus,
+    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, NetPolicy, RestartPolicy,
+    StartKind, StopReason, Vcpus,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Endpoint, ExposeRequest};
+use crate::{Endpoint, ExposeRequest, NetStatus};
 
 /// Creates an instance, or starts the stopped one that has this handle.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -62,6 +62,12 @@ pub struct CreateInstance {
     /// Its creator deletes it when its command has ended; it is never hibernated.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ephemeral: bool,
+    /// What it may reach; the public internet when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetPolicy>,
+    /// Ports of the host's loopback interface that it reaches at `host.aegis.internal`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<GuestPort>,
     /// The instance that it belongs to: it is stopped when that one is and deleted with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_id: Option<InstanceId>,
@@ -153,6 +159,9 @@ pub struct InstanceInfo {
     /// Working directory of the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// What it may reach.
+    #[serde(default)]
+    pub net: NetStatus,
     /// The instance that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_id: Option<InstanceId>,

@@ -12,6 +12,7 @@ mod expose;
 mod image;
 mod instance;
 mod log;
+mod net;
 pub mod paths;
 mod policy;
 mod stats;
@@ -25,6 +26,7 @@ pub use expose::{Endpoint, ExposeReply, ExposeRequest};
 pub use image::{ImageImported, ImageSummary};
 pub use instance::{CreateInstance, CreatedInstance, InstanceInfo, InstanceSummary, PruneReply, StateReply};
 pub use log::{LogEntry, LogSource, LogStream};
+pub use net::{NetRuleRequest, NetStatus};
 pub use policy::InvalidPolicy;
 pub use stats::{DaemonStats, InstanceStats, LastStart, StartCounts};
 pub use status::{

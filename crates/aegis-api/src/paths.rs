@@ -66,6 +66,21 @@ pub fn logs(target: &str) -> String {
     action(target, "logs")
 }
 
+/// `GET`: [`crate::NetStatus`].
+pub fn net(target: &str) -> String {
+    action(target, "net")
+}
+
+/// `POST`: [`crate::NetRuleRequest`] → [`crate::NetStatus`].
+pub fn net_rules(target: &str) -> String {
+    action(target, "net/rules")
+}
+
+/// `GET [?follow=1&denied=1]` → stream of [`aegis_types::NetEvent`].
+pub fn net_log(target: &str) -> String {
+    action(target, "net/log")
+}
+
 /// `GET` → the console text of the guest's kernel, newest part, `text/plain`.
 pub fn console(target: &str) -> String {
     action(target, "console")

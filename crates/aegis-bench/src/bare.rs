@@ -9,7 +9,7 @@ use aegis_link::frames::{FrameReader, write_frame};
 use aegis_link::{Stream, host, rpc};
 use aegis_proto::GENERATION;
 use aegis_proto::control::{self, Process, Run, Started, Status};
-use aegis_proto::hello::Hello;
+use aegis_proto::hello::{GuestNetwork, Hello};
 use aegis_proto::logs::{LogEvent, Subscribe};
 use aegis_proto::service::Service;
 use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
@@ -21,6 +21,8 @@ use serde::de::DeserializeOwned;
 use crate::BenchError;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Transfers in an emulated machine take their time.
+const RUN_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Times of one start, from the spawn of the VMM.
 pub(crate) struct Answers {
@@ -75,9 +77,8 @@ pub(crate) async fn start(
     answers.map_err(|_| BenchError::Failed(format!("the bare VM did not answer within {DEADLINE:?}")))?
 }
 
-async fn talk(vm: &dyn Vm, start: Instant, until: Until) -> Result<Answers, BenchError> {
-    let carrier = vm.connect().await?;
-    let hello = Hello {
+fn hello(network: Option<GuestNetwork>) -> Result<Hello, BenchError> {
+    Ok(Hello {
         generation: GENERATION,
         nonce: "bench".to_owned(),
         time_unix_ns: unix_ns(),
@@ -85,8 +86,25 @@ async fn talk(vm: &dyn Vm, start: Instant, until: Until) -> Result<Answers, Benc
         hostname: "bench".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         template: false,
+        network,
+    })
+}
+
+/// Runs a command in a VM that has the root file system of an instance, and returns its output.
+pub(crate) async fn run(vm: &dyn Vm, network: GuestNetwork, process: Process) -> Result<String, BenchError> {
+    let work = async {
+        let (link, _welcome) = host::greet(vm.connect().await?, hello(Some(network))?).await?;
+        let (client, _notifications) = rpc::Client::new(link.open(Service::Control).await?);
+        let logs = link.open(Service::Logs).await?;
+        call::<Started>(&client, control::RUN, &Run { process }).await?;
+        ended(logs).await
     };
-    let (link, _welcome) = host::greet(carrier, hello).await?;
+    let ended = tokio::time::timeout(RUN_DEADLINE, work).await;
+    ended.map_err(|_| BenchError::Failed(format!("the bare VM did not end within {RUN_DEADLINE:?}")))?
+}
+
+async fn talk(vm: &dyn Vm, start: Instant, until: Until) -> Result<Answers, BenchError> {
+    let (link, _welcome) = host::greet(vm.connect().await?, hello(None)?).await?;
     let greeting = start.elapsed();
     let (client, _notifications) = rpc::Client::new(link.open(Service::Control).await?);
     match until {
@@ -113,14 +131,19 @@ async fn call<R: DeserializeOwned>(
     called.map(drop).map_err(|e| BenchError::Failed(format!("the bare VM refused a call: {e}")))
 }
 
-/// Waits for the end of the command.
-async fn ended(mut logs: Stream) -> Result<(), BenchError> {
+/// Waits for the end of the command and returns what it said.
+async fn ended(mut logs: Stream) -> Result<String, BenchError> {
     let failed = |e: &dyn std::fmt::Display| BenchError::Failed(format!("the bare VM has no output: {e}"));
     write_frame(&mut logs, &Subscribe { after_seq: 0 }.into_frame()).await.map_err(|e| failed(&e))?;
-    let mut frames = FrameReader::new(logs);
+    let (mut frames, mut said) = (FrameReader::new(logs), String::new());
     while let Some(frame) = frames.next().await.map_err(|e| failed(&e))? {
-        if let LogEvent::Exited(_) = LogEvent::from_frame(frame).map_err(|e| failed(&e))? {
-            return Ok(());
+        match LogEvent::from_frame(frame).map_err(|e| failed(&e))? {
+            LogEvent::Exited(_) => return Ok(said),
+            LogEvent::Line(line) => {
+                said.push_str(&String::from_utf8_lossy(&line.bytes));
+                said.push('\n');
+            }
+            _ => {}
         }
     }
     Err(failed(&"it was cut off"))

@@ -11,6 +11,7 @@ mod guest;
 mod host;
 mod installation;
 mod instance;
+mod net;
 mod report;
 mod restore;
 mod start;
@@ -42,6 +43,8 @@ enum What {
     Start(Rounds),
     /// Hibernation, and connections to resting instances
     Wake(WakeArgs),
+    /// Transfers and connections of a guest, beside QEMU's own network
+    Net(Rounds),
     /// Many instances on a small memory budget
     Density(DensityArgs),
 }
@@ -93,13 +96,14 @@ impl What {
             Self::Boot(args) => boot::measure(args.runs, kernel).await,
             Self::Start(args) => start::measure(args.runs, kernel).await,
             Self::Wake(args) => wake::measure(args.rounds.runs, args.clients, kernel).await,
+            Self::Net(args) => net::measure(args.runs, kernel).await,
             Self::Density(args) => density::measure(args.count, args.budget, kernel).await,
         }
     }
 
     fn common(&self) -> &Common {
         match self {
-            Self::Boot(args) | Self::Start(args) => &args.common,
+            Self::Boot(args) | Self::Start(args) | Self::Net(args) => &args.common,
             Self::Wake(args) => &args.rounds.common,
             Self::Density(args) => &args.common,
         }

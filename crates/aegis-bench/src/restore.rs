@@ -63,7 +63,7 @@ fn seal(ram: &Path) -> io::Result<File> {
     Ok(memory)
 }
 
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     copy_data(&mut File::open(from)?, &mut &File::create(to)?)
 }
 

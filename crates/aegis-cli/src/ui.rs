@@ -36,6 +36,12 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     print_bytes(text.as_bytes())
 }
 
+/// An object as one line of JSON.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<String, CliError> {
+    let json = serde_json::to_string(value);
+    json.map(|json| json + "\n").map_err(|e| CliError::failure("cannot write the answer as JSON").because(&e))
+}
+
 /// A failure to write our output.
 pub(crate) fn output_error(error: &io::Error) -> CliError {
     match error.kind() {

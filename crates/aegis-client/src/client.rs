@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use aegis_api::{
     BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest, ExposeReply,
-    ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSummary, KeepaliveRequest, PruneReply,
-    PruneTemplates, PrunedTemplates, ShutdownMode, ShutdownRequest, StateReply, TemplateSummary, WaitQuery,
-    paths,
+    ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSummary, KeepaliveRequest,
+    NetRuleRequest, NetStatus, PruneReply, PruneTemplates, PrunedTemplates, ShutdownMode, ShutdownRequest,
+    StateReply, TemplateSummary, WaitQuery, paths,
 };
 use aegis_types::{GuestPort, ImageName, InstanceState};
 use bytes::{Bytes, BytesMut};
@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::ClientError;
 use crate::connection::{Answer, RequestBody, request};
-use crate::stream::{ExecEvents, LogEntries};
+use crate::stream::{ExecEvents, LogEntries, NetEvents};
 
 const CONSOLE_MAX: usize = 64 << 20;
 const METRICS_MAX: usize = 64 << 20;
@@ -183,6 +183,24 @@ impl Client {
     /// The newest part of what the guest's kernel wrote to its console.
     pub async fn console(&self, target: &str) -> Result<Bytes, ClientError> {
         self.get_path(&paths::console(target)).await?.bytes(CONSOLE_MAX).await
+    }
+
+    /// What an instance may reach.
+    pub async fn net(&self, target: &str) -> Result<NetStatus, ClientError> {
+        self.get_path(&paths::net(target)).await?.json().await
+    }
+
+    /// Changes what an instance may reach.
+    pub async fn add_net_rule(&self, target: &str, rule: &NetRuleRequest) -> Result<NetStatus, ClientError> {
+        self.post(&paths::net_rules(target), rule).await?.json().await
+    }
+
+    /// What an instance tried to reach: everything, or what was denied of it; then more until it is deleted, if that is
+    /// to be followed.
+    pub async fn net_log(&self, target: &str, denied: bool, follow: bool) -> Result<NetEvents, ClientError> {
+        let switch = |on: bool| if on { '1' } else { '0' };
+        let path = format!("{}?denied={}&follow={}", paths::net_log(target), switch(denied), switch(follow));
+        self.get_path(&path).await.map(NetEvents::new)
     }
 
     /// Makes a guest port reachable from the host.

@@ -11,4 +11,4 @@ mod stream;
 
 pub use client::{Action, Client, Creation, LogQuery};
 pub use error::ClientError;
-pub use stream::{ExecEvent, ExecEvents, LogEntries};
+pub use stream::{ExecEvent, ExecEvents, LogEntries, NetEvents};

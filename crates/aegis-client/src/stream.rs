@@ -1,6 +1,7 @@
 //! NDJSON answers, object by object.
 
 use aegis_api::{ExecDone, ExecStarted, LogEntry};
+use aegis_types::NetEvent;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -70,6 +71,23 @@ impl LogEntries {
     /// # Errors
     /// The connection broke or an entry makes no sense.
     pub async fn next(&mut self) -> Result<Option<LogEntry>, ClientError> {
+        self.0.next().await?.map(|line| parse(&line)).transpose()
+    }
+}
+
+/// Decisions about what an instance wanted to reach.
+pub struct NetEvents(Lines);
+
+impl NetEvents {
+    pub(crate) fn new(answer: Answer) -> Self {
+        Self(Lines::new(answer))
+    }
+
+    /// The next one; none at the end of the log, or, when following, after the instance was deleted. Cancel safe.
+    ///
+    /// # Errors
+    /// The connection broke or an event makes no sense.
+    pub async fn next(&mut self) -> Result<Option<NetEvent>, ClientError> {
         self.0.next().await?.map(|line| parse(&line)).transpose()
     }
 }

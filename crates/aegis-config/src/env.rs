@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use aegis_types::Proxies;
+
 macro_rules! variables {
     ($($(#[doc = $doc:literal])+ $name:ident = $value:literal,)+) => {
         $($(#[doc = $doc])+ pub const $name: &str = $value;)+
@@ -61,6 +63,10 @@ variables! {
     TEMPLATES_MAX_AGE = "AEGIS_TEMPLATES_MAX_AGE",
 }
 
+/// Proxies of the host, as programs know them: each in lower case first, then in upper case.
+const PROXIES: [(&str, &str); 3] =
+    [("http_proxy", "HTTP_PROXY"), ("https_proxy", "HTTPS_PROXY"), ("no_proxy", "NO_PROXY")];
+
 /// The user's home directory, for the default of [`HOME`].
 pub(crate) const USER_HOME: &str = "HOME";
 /// Where programs are looked for.
@@ -73,6 +79,15 @@ type Lookup = dyn Fn(&str) -> Option<OsString> + Send + Sync;
 pub struct Environment(Arc<Lookup>);
 
 impl Environment {
+    /// How the host reaches the internet.
+    pub fn proxies(&self) -> Proxies {
+        let [http, https, no] = PROXIES.map(|(lower, upper)| {
+            let value = (self.0)(lower).or_else(|| (self.0)(upper))?;
+            value.into_string().ok().filter(|value| !value.trim().is_empty())
+        });
+        Proxies { http, https, no }
+    }
+
     /// The environment of this process.
     pub fn process() -> Self {
         Self::from_fn(|name| std::env::var_os(name))

@@ -174,7 +174,7 @@ impl Core {
     fn complete_root(&self, state: Root) {
         let identity = self.identity.lock().expect("no panic while held");
         if let (Root::Ready, Some(identity)) = (&state, &*identity) {
-            identity::write_files(&*self.sys, identity);
+            identity::settle(&*self.sys, identity);
         }
         self.root.send_replace(state);
     }
@@ -190,7 +190,7 @@ impl Core {
             return Ok(());
         }
         match (old, new) {
-            (Some(_), Some(new)) => identity::write_files(&*self.sys, &new),
+            (Some(_), Some(new)) => identity::settle(&*self.sys, &new),
             // It was nobody, so no process runs in it, and none will before the files are there: they cost more than
             // everything else that makes a template somebody, and the answer need not wait for them.
             (None, Some(_)) => {

@@ -1,10 +1,11 @@
 //! Applying a greeting: clock, entropy and identity, before anything else runs.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use aegis_proto::hello::{Hello, SEED_MIN};
+use aegis_proto::hello::{GuestNetwork, Hello, SEED_MIN};
 use tracing::warn;
 
 use crate::sys::Sys;
@@ -13,6 +14,7 @@ use crate::sys::Sys;
 const HOSTNAME_MAX: usize = 64;
 /// What comes before the name in a hosts file.
 const HOSTS_OWN: &str = "127.0.1.1\t";
+const RESOLVER: &str = "/etc/resolv.conf";
 const HOSTNAME_DEFAULT: &str = "aegis";
 
 /// A greeting that must not be answered: the guest would run with a wrong clock or known random numbers.
@@ -31,6 +33,7 @@ pub(crate) enum ApplyError {
 pub(crate) struct Identity {
     hostname: String,
     machine_id: Option<String>,
+    network: Option<GuestNetwork>,
 }
 
 /// Applies what needs no root file system and returns what does: nothing for a guest that becomes a template, which
@@ -50,6 +53,7 @@ pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Option<Identity>
     let identity = Identity {
         hostname: hostname(&hello.hostname),
         machine_id: Some(hello.machine_id.to_ascii_lowercase()).filter(|id| is_machine_id(id)),
+        network: hello.network.take(),
     };
     if let Err(error) = sys.set_hostname(&identity.hostname) {
         warn!("cannot set the host name: {error}");
@@ -87,8 +91,15 @@ fn is_machine_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Writes the identity to the root file system. A read-only or odd `/etc` is the image's business.
-pub(crate) fn write_files(sys: &dyn Sys, identity: &Identity) {
+/// Sets up the network and writes the identity to the root file system. A read-only or odd `/etc` is the image's
+/// business.
+pub(crate) fn settle(sys: &dyn Sys, identity: &Identity) {
+    if let Some(network) = &identity.network {
+        if let Err(error) = sys.configure_network(network) {
+            warn!("cannot set up the network: {error}");
+        }
+        write_resolver(sys, network.gateway);
+    }
     let name = &identity.hostname;
     write_changed(sys, Path::new("/etc/hostname"), &format!("{name}\n"));
     if let Some(machine_id) = &identity.machine_id {
@@ -98,6 +109,15 @@ pub(crate) fn write_files(sys: &dyn Sys, identity: &Identity) {
     if !sys.exists(path) || sys.read_file(path).is_ok_and(|old| is_ours(&old)) {
         write_changed(sys, path, &hosts(name));
     }
+}
+
+/// Names the name server. A link to a file that a service of the image would make leads nowhere here.
+pub(crate) fn write_resolver(sys: &dyn Sys, server: Ipv4Addr) {
+    let path = Path::new(RESOLVER);
+    if let Err(error) = sys.remove_symlink(path) {
+        warn!("cannot remove the link {RESOLVER}: {error}");
+    }
+    write_changed(sys, path, &format!("nameserver {server}\n"));
 }
 
 /// The hosts file of a machine with this name.

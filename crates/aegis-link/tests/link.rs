@@ -24,6 +24,7 @@ fn hello() -> Hello {
         hostname: "web".to_owned(),
         machine_id: "0".repeat(32),
         template: false,
+        network: None,
     }
 }
 

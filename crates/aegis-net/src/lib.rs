@@ -19,6 +19,8 @@
 mod address;
 mod dial;
 mod dns;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod journal;
 mod link;
 mod names;

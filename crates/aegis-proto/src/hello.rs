@@ -9,6 +9,8 @@
 //! guest → {"aegis":"parked", …}\n     on the re-opened carrier: it may be saved, or greeted again
 //! ```
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// The longest handshake line, in bytes.
@@ -35,6 +37,24 @@ pub struct Hello {
     /// its disk.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub template: bool,
+    /// The guest's network; it has none without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<GuestNetwork>,
+}
+
+/// How the guest sets up its one network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork {
+    /// Hardware address: six bytes in hexadecimal with colons between them.
+    pub mac: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Length of the network's prefix in bits.
+    pub prefix: u8,
+    /// Where everything else is, and the name server.
+    pub gateway: Ipv4Addr,
+    /// Largest packet in bytes.
+    pub mtu: u16,
 }
 
 impl std::fmt::Debug for Hello {
@@ -48,6 +68,7 @@ impl std::fmt::Debug for Hello {
             .field("hostname", &self.hostname)
             .field("machine_id", &self.machine_id)
             .field("template", &self.template)
+            .field("network", &self.network)
             .finish()
     }
 }
@@ -106,6 +127,7 @@ mod tests {
             hostname: "web".into(),
             machine_id: "0".repeat(32),
             template: false,
+            network: None,
         });
         let text = String::from_utf8(hello.encode()).unwrap();
         assert!(

@@ -9,7 +9,7 @@
 
 use std::path::PathBuf;
 
-use aegis_types::{InstanceId, StartKind, VmId, VmSpec};
+use aegis_types::{InstanceId, NetSetup, StartKind, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
 /// File descriptor of the listening control socket in a new worker.
@@ -60,6 +60,9 @@ pub struct WorkerConfig {
     /// The guest becomes a template: see [`crate::hello::Hello::template`].
     #[serde(default)]
     pub template: bool,
+    /// The guest's network; it has none without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetSetup>,
 }
 
 /// What a VM is restored from, beside its memory.
@@ -103,6 +106,11 @@ pub const STATUS: &str = "status";
 pub const PAUSE: &str = "pause";
 /// Undoes [`PAUSE`] and sets the guest's clock: no parameters → `null`. Idempotent.
 pub const RESUME: &str = "resume";
+/// Puts another policy in force for the guest's network: [`aegis_types::NetPolicy`] → `null`. A guest that was started
+/// without a network has none until its next start.
+pub const NET_POLICY: &str = "net_policy";
+/// The last decisions about what the guest wanted to reach: no parameters → [`aegis_types::NetEvent`]s, oldest first.
+pub const NET_RECENT: &str = "net_recent";
 /// Saves the VM and ends it: no parameters → `null` when everything that [`crate::saved`] names is written and the VMM
 /// is gone; the worker ends after it with [`ExitReason::Hibernated`]. Only for a VM whose memory is
 /// [`aegis_types::Ram::File`]. A paused VM is let go on for as long as it takes. On an error the VM runs, and nothing

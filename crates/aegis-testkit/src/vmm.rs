@@ -110,6 +110,10 @@ impl Vm for FakeVm {
         Ok(Box::new(host))
     }
 
+    fn ethernet(&self) -> Option<std::os::unix::net::UnixStream> {
+        None
+    }
+
     async fn pause(&self) -> Result<(), VmmError> {
         self.machine.gate.halt();
         self.machine.signal(SIGSTOP);

@@ -55,6 +55,7 @@ fn forbidden_arrows_do_not_exist() {
         "aegis-lifecycle",
         "aegis-store",
         "aegis-image",
+        "aegis-net",
         "aegis-router",
         "aegisd",
     ];
@@ -69,6 +70,10 @@ fn forbidden_arrows_do_not_exist() {
         ),
         ("aegis-link", vec!["aegis-api", "aegis-vmm", "aegis-lifecycle", "hyper", "rusqlite"]),
         ("aegis-store", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "axum", "hyper"]),
+        (
+            "aegis-net",
+            vec!["aegis-api", "aegis-link", "aegis-proto", "aegis-vmm", "aegis-lifecycle", "axum", "hyper"],
+        ),
         ("aegis-image", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "tokio"]),
         (
             "aegis-router",
@@ -118,6 +123,7 @@ fn some_crates_are_reached_only_through_one_of_ours() {
         ("rusqlite", "aegis-store"),
         ("axum", "aegisd"),
         ("yamux", "aegis-link"),
+        ("smoltcp", "aegis-net"),
         ("landlock", "aegis-vmm-worker"),
         ("seccompiler", "aegis-vmm-worker"),
     ] {

@@ -248,7 +248,8 @@ impl FromStr for NetRule {
                 (target, Some(port.parse().map_err(|_| invalid("the port is a number from 1 to 65535"))?))
             }
         };
-        let numeric = !target.is_empty() && target.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'/');
+        let numeric =
+            !target.is_empty() && target.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'/');
         let target = if numeric {
             let network = if target.contains('/') {
                 target.parse::<Ipv4Net>().map(|net| net.trunc()).ok()

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 /// Name of the guest's serial port that carries the link.
 const PORT: &str = "aegis.ctl";
 
+/// Hardware address of the network device.
+const MAC: &str = "02:ae:61:00:00:02";
+
 /// Name of the memory.
 const MEMORY: &str = "ram0";
 
@@ -19,6 +22,8 @@ pub(crate) struct Fds {
     pub(crate) link: RawFd,
     /// One end of the QMP connection.
     pub(crate) qmp: RawFd,
+    /// One end of the network.
+    pub(crate) ethernet: RawFd,
     /// Memory of a template, for [`Ram::Template`].
     pub(crate) template: Option<RawFd>,
 }
@@ -66,6 +71,9 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, begin: Begin) -> Vec<OsString> 
     args.option("-chardev", Some(&format!("socket,id=link,fd={},server=on,wait=off", fds.link)));
     args.option("-device", Some("virtio-serial-device,max_ports=2"));
     args.option("-device", Some(&format!("virtserialport,chardev=link,name={PORT}")));
+    args.option("-netdev", Some(&format!("stream,id=net,addr.type=fd,addr.str={}", fds.ethernet)));
+    // The same for all, as a template's is part of its state; the guest gives itself its own.
+    args.option("-device", Some(&format!("virtio-net-device,netdev=net,mac={MAC}")));
     args.option("-object", Some("rng-builtin,id=rng"));
     // Limited, because every byte costs the host a system call: 64 KiB each second.
     args.option("-device", Some("virtio-rng-device,rng=rng,max-bytes=65536,period=1000"));
@@ -173,7 +181,7 @@ mod tests {
         }
     }
 
-    const FDS: Fds = Fds { link: 7, qmp: 9, template: None };
+    const FDS: Fds = Fds { link: 7, qmp: 9, ethernet: 11, template: None };
 
     fn lines(args: Vec<OsString>) -> String {
         args.into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>().join("\n")

@@ -47,6 +47,8 @@ pub(crate) struct Machine {
     pid: Option<u32>,
     socket: LinkSocket,
     qmp: qmp::Client,
+    /// Until somebody takes it.
+    ethernet: Mutex<Option<StdUnixStream>>,
     observed: Arc<watch::Sender<Observed>>,
     started: watch::Receiver<Option<StartTimes>>,
     console: Tail,
@@ -64,16 +66,19 @@ impl Machine {
         let (ours, theirs) = StdUnixStream::pair().map_err(io("make the QMP connection"))?;
         ours.set_nonblocking(true).map_err(io("make the QMP connection"))?;
         let ours = UnixStream::from_std(ours).map_err(io("make the QMP connection"))?;
+        let (ethernet, device) = StdUnixStream::pair().map_err(io("make the network"))?;
         let log = Log::open(&spec.runtime_dir).map_err(io("open the console log"))?;
 
-        let (listener, theirs) = (OwnedFd::from(listener), OwnedFd::from(theirs));
+        let (listener, theirs, device) =
+            (OwnedFd::from(listener), OwnedFd::from(theirs), OwnedFd::from(device));
         let fds = Fds {
             link: listener.as_raw_fd(),
             qmp: theirs.as_raw_fd(),
+            ethernet: device.as_raw_fd(),
             template: template.map(|fd| fd.as_raw_fd()),
         };
         // The directory is for saving: QEMU reaches a socket through it, as we do.
-        let mut inherited = vec![&listener, &theirs, socket.directory.fd()];
+        let mut inherited = vec![&listener, &theirs, &device, socket.directory.fd()];
         inherited.extend(template);
         let (arguments, incoming) = match &begin {
             Begin::Boot { tsc_khz } => (args::Begin::Boot { tsc_khz: *tsc_khz }, None),
@@ -98,7 +103,7 @@ impl Machine {
             .spawn()
             .map_err(|source| VmmError::Spawn { program: spec.vmm_path.display().to_string(), source })?;
         // From here on only QEMU holds them, so that they end with it.
-        drop((listener, theirs, begin));
+        drop((listener, theirs, device, begin));
 
         let pid = child.id();
         let (qmp, connection, ready) = qmp::connect(ours);
@@ -120,7 +125,8 @@ impl Machine {
             // Nobody left to tell is no reason to do anything else.
             let _ = exit_tx.send(Some(process.supervise(connection, opening).await));
         });
-        Ok(Self { pid, socket, qmp, observed, started, console, kill, exit, supervisor })
+        let ethernet = Mutex::new(Some(ethernet));
+        Ok(Self { pid, socket, qmp, ethernet, observed, started, console, kill, exit, supervisor })
     }
 }
 
@@ -225,6 +231,10 @@ impl Vm for Machine {
                 Err(VmmError::Io { context: "cannot connect to the guest link".to_owned(), source })
             }
         }
+    }
+
+    fn ethernet(&self) -> Option<StdUnixStream> {
+        self.ethernet.lock().expect("no panic while held").take()
     }
 
     async fn pause(&self) -> Result<(), VmmError> {

@@ -44,13 +44,13 @@ pub(crate) enum Attempt<T> {
     Interrupted(T),
 }
 
-/// Starts the VMM and greets the guest. The VMM is reaped unless the attempt succeeds. `started` learns the VMM's
-/// process id; `interrupt` ends the attempt.
+/// Starts the VMM and greets the guest. The VMM is reaped unless the attempt succeeds. `started` learns of the VM
+/// before that runs; `interrupt` ends the attempt.
 pub(crate) async fn attempt<T>(
     vmm: &dyn Vmm,
     config: &WorkerConfig,
     plan: Plan<'_>,
-    started: impl FnOnce(Option<u32>),
+    started: impl FnOnce(&dyn Vm),
     interrupt: impl Future<Output = T>,
 ) -> Attempt<T> {
     let Plan { vm: spec, start: from, limit } = plan;
@@ -69,7 +69,7 @@ pub(crate) async fn attempt<T>(
             return failed(format!("the VMM did not start within {}", seconds(limit)), Vec::new(), true);
         }
     };
-    started(vm.pid());
+    started(vm.as_ref());
     // Greeted while it starts: a restored guest finds the greeting when its CPUs begin to run.
     let up = async { tokio::join!(vm.started(), guest::greet(vm.as_ref(), config)) };
     let outcome = tokio::select! {

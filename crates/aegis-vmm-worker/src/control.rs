@@ -9,8 +9,8 @@ use std::time::Duration;
 use aegis_link::rpc::{self, Handler};
 use aegis_proto::jsonrpc::{METHOD_NOT_FOUND, Message, RpcError, parse_params};
 use aegis_proto::worker::{
-    BootFailure, Confinement, EXITED, ExitReason, HIBERNATE, PAUSE, RESUME, STATUS, STOP, Stop, WAIT_READY,
-    WorkerStatus,
+    BootFailure, Confinement, EXITED, ExitReason, HIBERNATE, NET_POLICY, NET_RECENT, PAUSE, RESUME, STATUS,
+    STOP, Stop, WAIT_READY, WorkerStatus,
 };
 use rustix::net::SocketFlags;
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::driver::{Reply, Request};
+use crate::network::NetThread;
 use crate::streams::accept;
 use crate::view::View;
 
@@ -40,9 +41,10 @@ impl Server {
         listener: UnixListener,
         requests: mpsc::Sender<Request>,
         view: watch::Receiver<View>,
+        net: Option<NetThread>,
         confinement: Confinement,
     ) -> Self {
-        let methods = Arc::new(Methods { requests, view, confinement });
+        let methods = Arc::new(Methods { requests, view, net, confinement });
         Self { listener, methods, clients: JoinSet::new(), met: false }
     }
 
@@ -153,6 +155,7 @@ impl AsyncWrite for Ending {
 struct Methods {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<View>,
+    net: Option<NetThread>,
     confinement: Confinement,
 }
 
@@ -174,6 +177,12 @@ impl Handler for Methods {
                 let grace = Duration::from_millis(grace_ms);
                 self.request(|reply| Request::Stop { grace, reply: Some(reply) }).await
             }
+            NET_POLICY => {
+                let policy = parse_params(params)?;
+                self.net()?.set_policy(policy);
+                Ok(Value::Null)
+            }
+            NET_RECENT => Ok(json!(self.net()?.recent().await)),
             other => Err(RpcError {
                 code: METHOD_NOT_FOUND,
                 message: format!("unknown method `{other}`"),
@@ -202,6 +211,10 @@ impl Methods {
             confinement: self.confinement.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
+    }
+
+    fn net(&self) -> Result<&NetThread, RpcError> {
+        self.net.as_ref().ok_or_else(|| RpcError::failed("the VM was started without a network"))
     }
 
     fn has_hibernated(&self) -> bool {

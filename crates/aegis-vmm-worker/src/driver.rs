@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::boot::{self, Attempt, Plan, Up, message_of, reap};
 use crate::guest::{Guest, GuestError, greet};
+use crate::network::NetThread;
 use crate::saved::Saved;
 use crate::view::View;
 
@@ -64,6 +65,8 @@ enum Event {
 pub(crate) struct Driver {
     pub(crate) config: WorkerConfig,
     pub(crate) vmm: Arc<dyn Vmm>,
+    /// For every VM that is started here.
+    net: Option<NetThread>,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) view: watch::Sender<View>,
 }
@@ -83,10 +86,11 @@ impl Driver {
     pub(crate) fn new(
         config: WorkerConfig,
         vmm: Arc<dyn Vmm>,
+        net: Option<NetThread>,
         requests: mpsc::Receiver<Request>,
         view: watch::Sender<View>,
     ) -> Self {
-        Self { config, vmm, requests, view }
+        Self { config, vmm, net, requests, view }
     }
 
     /// From the boot to the end; the VMM has been reaped then.
@@ -153,8 +157,13 @@ impl Driver {
 
     /// One attempt: the VM, or why not and whether trying again may help.
     async fn attempt(&mut self, plan: Plan<'_>) -> Result<Result<Up, (BootFailure, bool)>, Exited> {
-        let view = &self.view;
-        let started = |pid| view.send_modify(|view| view.vmm_pid = pid);
+        let (view, net) = (&self.view, &self.net);
+        let started = |vm: &dyn Vm| {
+            view.send_modify(|view| view.vmm_pid = vm.pid());
+            if let Some((net, link)) = net.as_ref().and_then(|net| Some((net, vm.ethernet()?))) {
+                net.serve(link);
+            }
+        };
         let stop = next_stop(&mut self.requests, "the VM is still booting");
         match boot::attempt(self.vmm.as_ref(), &self.config, plan, started, stop).await {
             Attempt::Up(up) => Ok(Ok(up)),

@@ -7,9 +7,10 @@ use aegis_link::host::{self, HostLink};
 use aegis_link::rpc::{self, CallError};
 use aegis_proto::GENERATION;
 use aegis_proto::control::{self, ClockSet, Shutdown};
-use aegis_proto::hello::{Hello, Welcome};
+use aegis_proto::hello::{GuestNetwork, Hello, Welcome};
 use aegis_proto::service::Service;
 use aegis_proto::worker::WorkerConfig;
+use aegis_types::NetMode;
 use aegis_vmm::{Vm, VmmError};
 use serde::Serialize;
 
@@ -62,7 +63,26 @@ fn hello(config: &WorkerConfig) -> Result<Hello, getrandom::Error> {
         hostname: config.hostname.clone(),
         machine_id: config.machine_id.clone(),
         template: config.template,
+        network: network(config),
     })
+}
+
+/// A template gets its network when it becomes somebody.
+fn network(config: &WorkerConfig) -> Option<GuestNetwork> {
+    let setup = config.net.as_ref().filter(|_| !config.template)?;
+    (setup.policy.mode != NetMode::None).then(|| GuestNetwork {
+        mac: mac(&config.machine_id),
+        address: aegis_net::GUEST,
+        prefix: aegis_net::GUEST_NETWORK.prefix_len(),
+        gateway: aegis_net::GATEWAY,
+        mtu: aegis_net::MTU,
+    })
+}
+
+/// A hardware address that goes with the machine-id: locally administered, unicast (IEEE 802, section 8.4).
+fn mac(machine_id: &str) -> String {
+    let digits: Vec<char> = machine_id.chars().chain(std::iter::repeat('0')).take(10).collect();
+    digits.chunks(2).fold("02".to_owned(), |mac, byte| format!("{mac}:{}{}", byte[0], byte[1]))
 }
 
 pub(crate) fn now_unix_ns() -> u64 {

@@ -22,6 +22,7 @@ mod driver;
 mod guest;
 mod hibernate;
 mod memory;
+mod network;
 mod notes;
 mod probe;
 mod saved;
@@ -37,6 +38,7 @@ use aegis_vmm::Vmm;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 
+pub use network::NetThread;
 pub use probe::{ProbeReport, probe};
 
 /// Requests of clients that the driver has not taken yet; clients wait beyond that.
@@ -59,13 +61,14 @@ pub async fn run(
     streams: UnixListener,
     confinement: Confinement,
 ) -> Exited {
-    run_until(config, vmm, control, streams, confinement, std::future::pending()).await
+    run_until(config, vmm, None, control, streams, confinement, std::future::pending()).await
 }
 
-/// As [`run`]; when `terminate` completes, the guest is stopped with a short grace.
+/// As [`run`], with a network; when `terminate` completes, the guest is stopped with a short grace.
 pub async fn run_until(
     config: WorkerConfig,
     vmm: Arc<dyn Vmm>,
+    net: Option<NetThread>,
     control: UnixListener,
     streams: UnixListener,
     confinement: Confinement,
@@ -78,8 +81,8 @@ pub async fn run_until(
     }
     let (requests_tx, requests) = mpsc::channel(REQUESTS);
     let (view_tx, view) = watch::channel(view::View::booting());
-    let driver = driver::Driver::new(config, vmm, requests, view_tx.clone());
-    let mut control = control::Server::new(control, requests_tx.clone(), view.clone(), confinement);
+    let driver = driver::Driver::new(config, vmm, net.clone(), requests, view_tx.clone());
+    let mut control = control::Server::new(control, requests_tx.clone(), view.clone(), net, confinement);
     let mut streams = streams::Server::new(streams, view);
     let termination = async {
         terminate.await;

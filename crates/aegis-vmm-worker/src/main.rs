@@ -15,9 +15,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use aegis_proto::worker::{CONTROL_FD, Confinement, STREAMS_FD, TEMPLATE_FD, WorkerConfig};
-use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, Mib, NetMode, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm_qemu::Qemu;
-use aegis_vmm_worker::{confine, probe, run_until};
+use aegis_vmm_worker::{NetThread, confine, probe, run_until};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,7 +64,17 @@ fn work(config: &Path) -> Result<(), Failure> {
     };
     // A signal to the daemon's process group is not meant for us. Fails for a group leader, who needs none.
     let _ = rustix::process::setsid();
-    let (confinement, scope) = confine::apply(&config.vm, config.restore.as_ref());
+    let online = config.net.clone().filter(|net| net.policy.mode != NetMode::None);
+    let (confinement, scope) = confine::apply(&config.vm, config.restore.as_ref(), online.as_ref());
+    let net = match online {
+        Some(setup) => {
+            let net = NetThread::start(setup).map_err(|e| format!("thread of the network: {e}"))?;
+            // This thread, which starts the VMM, has no part in it.
+            confine::go_offline();
+            Some(net)
+        }
+        None => None,
+    };
     let span = tracing::info_span!("vm", instance = %config.instance_id, vm = %config.vm.vm_id);
     span.in_scope(|| announce(&confinement));
     runtime()?.block_on(
@@ -74,7 +84,7 @@ fn work(config: &Path) -> Result<(), Failure> {
             let mut terminate = signal(SignalKind::terminate())?;
             let terminated = async { terminate.recv().await.unwrap_or(()) };
             let (control, streams) = (listen(control)?, listen(streams)?);
-            run_until(config, Arc::new(qemu), control, streams, confinement, terminated).await;
+            run_until(config, Arc::new(qemu), net, control, streams, confinement, terminated).await;
             io::Result::Ok(())
         }
         .instrument(span),
@@ -86,7 +96,7 @@ fn work(config: &Path) -> Result<(), Failure> {
 fn probe_once(config: &Path) -> Result<(), Failure> {
     let qemu = Qemu::new();
     let config = read_config(config)?;
-    let (_, scope) = confine::apply(&config.vm, None);
+    let (_, scope) = confine::apply(&config.vm, None, None);
     let report = runtime()?.block_on(probe(&config, &qemu));
     let line = serde_json::to_string(&report)?;
     writeln!(io::stdout(), "{line}")?;
@@ -109,7 +119,7 @@ fn print_confinement() -> Result<(), Failure> {
         ram: Ram::default(),
         runtime_dir: nowhere,
     };
-    let (confinement, scope) = confine::apply(&vm, None);
+    let (confinement, scope) = confine::apply(&vm, None, None);
     let line = serde_json::to_string(&confinement)?;
     writeln!(io::stdout(), "{line}")?;
     drop(scope);

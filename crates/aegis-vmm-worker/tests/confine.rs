@@ -40,6 +40,7 @@ fn config(dir: &Path) -> WorkerConfig {
         restore: Some(Restore { state: dir.join("state"), kind: StartKind::Template, boot_id: None }),
         machine: String::new(),
         template: false,
+        net: None,
     }
 }
 
@@ -59,7 +60,7 @@ fn a_confined_thread_reaches_its_vm_and_nothing_else() {
     let config = config(&dir);
     // The layers apply to the calling thread: the rest of this process stays as it is.
     let confined = std::thread::spawn(move || {
-        let (confinement, _scope) = confine::apply(&config.vm, config.restore.as_ref());
+        let (confinement, _scope) = confine::apply(&config.vm, config.restore.as_ref(), None);
 
         // What a VM needs works.
         assert_eq!(fs::read_to_string(dir.join("kernel")).unwrap(), "kernel");

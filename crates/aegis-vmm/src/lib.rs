@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -155,6 +156,10 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// The VMM is gone.
     async fn connect(&self) -> Result<Box<dyn Carrier>, VmmError>;
+
+    /// The other end of the VM's network device: Ethernet frames in both directions, each after its length as a
+    /// big-endian `u32`. Only the first call gets it. While nobody has it the guest's frames wait.
+    fn ethernet(&self) -> Option<UnixStream>;
 
     /// Halts the CPUs. Idempotent.
     ///

@@ -99,6 +99,7 @@ impl Accel {
             restore: None,
             machine: String::new(),
             template: false,
+            net: None,
         };
         tracing::info!("trying whether KVM boots a VM");
         let verdict = judge(trial(&worker, &config).await);
@@ -180,6 +181,7 @@ mod tests {
             restore: None,
             machine: String::new(),
             template: false,
+            net: None,
         }
     }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_api::{RouterStatus, ShutdownMode};
-use aegis_config::{AcceleratorSetting, Home, HomeError, Settings, TemplatesSetting, host_memory_mib};
+use aegis_config::{
+    AcceleratorSetting, Environment, Home, HomeError, Settings, TemplatesSetting, host_memory_mib,
+};
 use aegis_image::ImageError;
 use aegis_lifecycle::ports::{self, Adoption, LaunchError, Launched};
 use aegis_lifecycle::record::{InstanceSpec, Record};
@@ -33,6 +35,7 @@ use crate::launcher::machine::Machines;
 use crate::launcher::{Launcher, files};
 use crate::lock::{HomeLock, LockError};
 use crate::logs::LogStore;
+use crate::networks::Networks;
 use crate::registry::{StoredRegistry, to_record};
 use crate::socket;
 use crate::templates::TemplateOptions;
@@ -156,6 +159,11 @@ impl Daemon {
         .await?;
         let images = Arc::new(images);
         let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &settings.accelerator));
+        let networks = blocking({
+            let home = home.clone();
+            move || Arc::new(Networks::new(home, &Environment::process()))
+        })
+        .await;
         let (launcher, workers): (Arc<dyn ports::Launcher>, _) = match launcher {
             Some(launcher) => (launcher, None),
             None => {
@@ -166,7 +174,12 @@ impl Daemon {
                     digests,
                     boot_timeout: settings.boot_timeout.value,
                 };
-                let launcher = Launcher::new(machines, Arc::clone(&accel), template_options(&settings));
+                let launcher = Launcher::new(
+                    machines,
+                    Arc::clone(&accel),
+                    Arc::clone(&networks),
+                    template_options(&settings),
+                );
                 launcher.reap_orphans(&ids).await.map_err(failed("look through", home.run()))?;
                 let resumed = launcher.resume_background_work(ids.clone()).await;
                 resumed.map_err(failed("look through", home.templates()))?;
@@ -200,6 +213,7 @@ impl Daemon {
             home,
             settings,
             exposes,
+            networks,
             router,
             templates: workers.as_ref().map(|launcher| Arc::clone(launcher.templates())),
             ending: watch::Sender::new(None),

@@ -18,6 +18,7 @@ mod images;
 mod launcher;
 mod lock;
 mod logs;
+mod networks;
 mod registry;
 mod saved;
 mod socket;

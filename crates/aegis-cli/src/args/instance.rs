@@ -6,7 +6,7 @@ use aegis_types::{Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Restart
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::Format;
-use super::values::{cpus, duration_text, guest_dir, idle_policy, memory, time, timeout, variable};
+use super::values::{cpus, duration_text, guest_dir, idle_policy, memory, net, time, timeout, variable};
 
 #[derive(Debug, Args)]
 pub(crate) struct InstanceOptions {
@@ -31,6 +31,13 @@ pub(crate) struct InstanceOptions {
     /// Port to reach from the host: [PUBLIC:]GUEST[/http|tcp|grpc]; may be repeated
     #[arg(long, value_name = "PORT", value_parser = str::parse::<Expose>)]
     pub(crate) expose: Vec<Expose>,
+    /// What it may reach: public, none, allow:RULE,... or deny:RULE,...; a rule is NAME, *.NAME, ADDRESS or NETWORK with
+    /// an optional :PORT; may be repeated [default: public]
+    #[arg(long, value_name = "POLICY", value_parser = net)]
+    pub(crate) net: Vec<String>,
+    /// Port of this machine's loopback interface that it reaches at host.aegis.internal; may be repeated
+    #[arg(long, value_name = "PORT", value_parser = str::parse::<GuestPort>)]
+    pub(crate) host_port: Vec<GuestPort>,
     /// Pause it after so much idle time [default: setting pause_after]
     #[arg(long, value_name = "DURATION", value_parser = time)]
     pub(crate) pause_after: Option<Duration>,
@@ -53,7 +60,7 @@ pub(crate) enum InstanceCommand {
     /// Start a new instance, or one that was stopped
     #[command(override_usage = "aegis instance start [OPTIONS] -- <COMMAND>...\n       \
                                 aegis instance start <INSTANCE>")]
-    Start(Start),
+    Start(Box<Start>),
     /// Stop the VM of an instance; it is woken when needed
     Stop(Target),
     /// Stop an instance and start it again

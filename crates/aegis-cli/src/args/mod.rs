@@ -6,7 +6,7 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{ImageName, Mib, Vcpus};
+use aegis_types::{ImageName, Mib, NetRule, Vcpus};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use jiff::Timestamp;
@@ -62,6 +62,11 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Show what an instance has written
     Logs(Logs),
+    /// Show and change what instances may reach in the network
+    Net {
+        #[command(subcommand)]
+        command: NetCommand,
+    },
     /// Manage images
     Image {
         #[command(subcommand)]
@@ -173,6 +178,48 @@ pub(crate) enum ImageCommand {
         /// Name of the image
         #[arg(long, value_name = "IMAGE", value_parser = ImageName::parse)]
         name: ImageName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetCommand {
+    /// Show what an instance may reach
+    Show {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show what an instance wanted to reach, and what was decided
+    Log {
+        #[command(flatten)]
+        target: Target,
+        /// Only what was denied
+        #[arg(long)]
+        denied: bool,
+        /// Wait for more, until the instance is deleted
+        #[arg(short, long)]
+        follow: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Allow something, now and after every start
+    Allow {
+        /// Name or id
+        #[arg(value_name = "INSTANCE")]
+        target: String,
+        /// NAME, *.NAME, ADDRESS or NETWORK with an optional :PORT
+        #[arg(required = true, value_name = "RULE", value_parser = str::parse::<NetRule>)]
+        rules: Vec<NetRule>,
+    },
+    /// Deny something, now and after every start; it wins over what is allowed
+    Deny {
+        /// Name or id
+        #[arg(value_name = "INSTANCE")]
+        target: String,
+        /// NAME, *.NAME, ADDRESS or NETWORK with an optional :PORT
+        #[arg(required = true, value_name = "RULE", value_parser = str::parse::<NetRule>)]
+        rules: Vec<NetRule>,
     },
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_types::{IdlePolicy, Mib, Vcpus, parse_duration};
+use aegis_types::{IdlePolicy, Mib, NetPolicy, Vcpus, parse_duration};
 use jiff::Timestamp;
 
 /// Longer than anybody waits, and short enough for every clock.
@@ -30,6 +30,11 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
 
 pub(super) fn guest_dir(text: &str) -> Result<String, String> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err("it must start with `/`".to_owned()) }
+}
+
+/// Checked alone here, and with the others later.
+pub(super) fn net(text: &str) -> Result<String, String> {
+    NetPolicy::parse(&[text]).map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 
 pub(super) fn time(text: &str) -> Result<Duration, String> {

@@ -18,7 +18,7 @@ use crate::ui;
 
 pub(crate) async fn run(context: &Context, command: InstanceCommand) -> Result<u8, CliError> {
     match command {
-        InstanceCommand::Start(args) => start(context, args).await?,
+        InstanceCommand::Start(args) => start(context, *args).await?,
         InstanceCommand::Stop(t) => act(context, &t.target, Action::Stop, "stopped").await?,
         InstanceCommand::Restart(t) => act(context, &t.target, Action::Restart, "restarting").await?,
         InstanceCommand::List(args) => list(context, &args).await?,
@@ -67,7 +67,7 @@ async fn start(context: &Context, args: Start) -> Result<(), CliError> {
     let request = CreateInstance {
         restart: args.restart.unwrap_or_default(),
         idle_policy: args.idle_policy.unwrap_or_default(),
-        ..creation(args.options, args.command)
+        ..creation(args.options, args.command)?
     };
     let (verb, instance) = match context.client.create(&request).await? {
         Creation::Created(instance) => ("started", instance),

@@ -8,6 +8,7 @@ mod image;
 mod instance;
 mod lifetime;
 mod logs;
+mod net;
 mod run;
 mod stats;
 mod status;
@@ -18,9 +19,10 @@ use std::path::PathBuf;
 use aegis_api::{CreateInstance, ExposeRequest};
 use aegis_client::Client;
 use aegis_config::Home;
+use aegis_types::NetPolicy;
 
 use crate::args::{Command, InstanceOptions};
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::ui;
 
 /// What every command needs.
@@ -50,6 +52,7 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Instance { command } => instance::run(&context()?, command).await,
         Command::Exec(args) => exec::run(&context()?, args).await,
         Command::Logs(args) => logs::run(&context()?, args).await.map(|()| 0),
+        Command::Net { command } => net::run(&context()?, command).await.map(|()| 0),
         Command::Image { command } => image::run(&context()?, command).await.map(|()| 0),
         Command::Template { command } => template::run(&context()?, command).await.map(|()| 0),
         Command::Stats { target, format } => {
@@ -66,8 +69,17 @@ fn version_line() -> String {
 }
 
 /// The request that these options describe.
-fn creation(options: InstanceOptions, command: Vec<String>) -> CreateInstance {
-    CreateInstance {
+fn creation(options: InstanceOptions, command: Vec<String>) -> Result<CreateInstance, CliError> {
+    let net = match &options.net[..] {
+        [] => None,
+        policies => {
+            let policy = NetPolicy::parse(policies);
+            Some(policy.map_err(|e| {
+                CliError::new(Kind::Usage, "the `--net` options contradict each other").because(&e)
+            })?)
+        }
+    };
+    Ok(CreateInstance {
         command,
         handle: options.name,
         image_ref: options.image,
@@ -76,11 +88,13 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> CreateInstance {
         memory_mb: options.memory,
         vcpus: options.cpus,
         exposes: options.expose.into_iter().map(ExposeRequest::from).collect(),
+        net,
+        host_ports: options.host_port,
         pause_after_ms: options.pause_after.map(ui::milliseconds),
         hibernate_after_ms: options.hibernate_after.map(ui::milliseconds),
         never_pause: options.never_pause,
         no_hibernate: options.no_hibernate,
         max_lifetime_ms: options.max_lifetime.map(ui::milliseconds),
         ..CreateInstance::default()
-    }
+    })
 }

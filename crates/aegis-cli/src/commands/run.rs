@@ -32,7 +32,7 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
         );
     }
     let spinner = Spinner::start("starting aegisd");
-    let request = CreateInstance { ephemeral: true, ..creation(args.options, args.command) };
+    let request = CreateInstance { ephemeral: true, ..creation(args.options, args.command)? };
     let prepared = tokio::select! {
         prepared = prepare(context, request.handle.as_ref()) => prepared,
         signal = signals.next() => Err(signal),

@@ -61,6 +61,7 @@ fn info_shows_what_is_known() {
     Environment: A B
     Memory:      512 MiB
     CPUs:        1
+    Network:     public
     Connections: 0
     Execs:       0
     Wakes:       0
@@ -97,6 +98,7 @@ fn info_shows_ports_rest_and_starts() {
     Command:       x
     Memory:        512 MiB
     CPUs:          1
+    Network:       public
     Endpoints:
       http://127.0.0.1:8080 → vm:80
       tcp://127.0.0.1:40000 → vm:22 (port 40000 is in use)

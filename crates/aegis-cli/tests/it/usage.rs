@@ -22,6 +22,7 @@ fn alone_it_shows_its_usage_and_fails() {
       instance     Manage instances
       exec         Run a command in an instance
       logs         Show what an instance has written
+      net          Show and change what instances may reach in the network
       image        Manage images
       template     Manage templates: booted VMs of which new instances are copies
       stats        Show what instances cost and how they started
@@ -80,6 +81,11 @@ fn help_of_run() {
           --workdir <DIR>               Working directory in the guest
           --expose <PORT>               Port to reach from the host: [PUBLIC:]GUEST[/http|tcp|grpc]; may
                                         be repeated
+          --net <POLICY>                What it may reach: public, none, allow:RULE,... or
+                                        deny:RULE,...; a rule is NAME, *.NAME, ADDRESS or NETWORK with
+                                        an optional :PORT; may be repeated [default: public]
+          --host-port <PORT>            Port of this machine's loopback interface that it reaches at
+                                        host.aegis.internal; may be repeated
           --pause-after <DURATION>      Pause it after so much idle time [default: setting pause_after]
           --hibernate-after <DURATION>  Hibernate it after so much paused time [default: setting
                                         hibernate_after]

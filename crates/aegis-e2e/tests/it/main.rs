@@ -10,6 +10,7 @@ mod hibernate;
 mod hostile;
 mod image;
 mod instance;
+mod network;
 mod races;
 mod rest;
 mod router;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use aegis_proto::hello::GuestNetwork;
 use rustix::process::{Pid, WaitOptions};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ pub enum Call {
     LoadModule(String),
     SwitchRoot(String),
     LoopbackUp,
+    ConfigureNetwork(GuestNetwork),
     WriteFile(PathBuf),
     /// [`Sys::cache_file`].
     CacheFile(PathBuf),
@@ -179,6 +181,14 @@ impl Sys for FakeSys {
 
     fn loopback_up(&self) -> io::Result<()> {
         self.record(Call::LoopbackUp)
+    }
+
+    fn configure_network(&self, network: &GuestNetwork) -> io::Result<()> {
+        self.record(Call::ConfigureNetwork(network.clone()))
+    }
+
+    fn remove_symlink(&self, _: &Path) -> io::Result<()> {
+        Ok(())
     }
 
     fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {

@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use aegis_proto::hello::GuestNetwork;
 use aegis_types::ExitStatus;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -23,7 +24,7 @@ use rustix::time::{ClockId, Timespec};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Child, Launch, Mount, Reaped, Sys};
+use super::{Child, Launch, Mount, Reaped, Sys, network};
 
 /// The machine whose PID 1 this process is.
 #[derive(Default)]
@@ -83,6 +84,14 @@ impl Sys for LinuxSys {
 
     fn loopback_up(&self) -> io::Result<()> {
         loopback_up()
+    }
+
+    fn configure_network(&self, network: &GuestNetwork) -> io::Result<()> {
+        network::configure(network)
+    }
+
+    fn remove_symlink(&self, path: &Path) -> io::Result<()> {
+        if path.is_symlink() { fs::remove_file(path) } else { Ok(()) }
     }
 
     fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {

@@ -6,6 +6,7 @@
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod linux;
+mod network;
 
 use std::ffi::CString;
 use std::io;
@@ -13,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aegis_proto::hello::GuestNetwork;
 use aegis_types::ExitStatus;
 pub use rustix::mount::MountFlags;
 
@@ -82,6 +84,10 @@ pub trait Sys: Send + Sync + 'static {
     fn switch_root(&self, new_root: &str, disks: &[&str]) -> io::Result<()>;
     /// Brings the loopback interface up.
     fn loopback_up(&self) -> io::Result<()>;
+    /// Gives the other interface its addresses and its routes, and brings it up. Idempotent.
+    fn configure_network(&self, network: &GuestNetwork) -> io::Result<()>;
+    /// Removes a symbolic link; anything else, and nothing, is left as it is.
+    fn remove_symlink(&self, path: &Path) -> io::Result<()>;
 
     /// Reads a small file.
     fn read_file(&self, path: &Path) -> io::Result<Vec<u8>>;

@@ -8,7 +8,7 @@ use aegis_harness::sys::fake::{Call, FakeSys};
 use aegis_link::host::greet;
 use aegis_link::rpc::Client;
 use aegis_proto::control::{CLOCK_SET, ClockSet, RUN, Run, Started};
-use aegis_proto::hello::Hello;
+use aegis_proto::hello::{GuestNetwork, Hello};
 use aegis_proto::jsonrpc::METHOD_NOT_FOUND;
 use aegis_proto::service::Service;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -113,6 +113,32 @@ async fn a_template_is_nobody_until_it_is_greeted_again() {
     assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"web\n");
     assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{}\n", hello().machine_id).as_bytes());
     assert!(String::from_utf8(vm.sys.file("/etc/hosts").unwrap()).unwrap().contains("\tweb\n"));
+}
+
+#[tokio::test]
+async fn the_network_is_set_up_before_anything_runs_and_once() {
+    let vm = Vm::on(FakeSys::new());
+    let (carrier, _) = vm.connect();
+    let network = GuestNetwork {
+        mac: "02:00:00:00:00:07".to_owned(),
+        address: [192, 168, 127, 2].into(),
+        prefix: 24,
+        gateway: [192, 168, 127, 1].into(),
+        mtu: 65_520,
+    };
+    let greeting = Hello { network: Some(network.clone()), ..hello() };
+    let (link, _) = within(greet(carrier, greeting.clone())).await.unwrap();
+    let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
+    let _: Started = within(control.call(RUN, &Run { process: sh("true") })).await.unwrap();
+    let configured =
+        || vm.sys.calls().iter().filter(|call| matches!(call, Call::ConfigureNetwork(_))).count();
+    assert!(vm.sys.calls().contains(&Call::ConfigureNetwork(network)));
+    assert_eq!(vm.sys.file("/etc/resolv.conf").unwrap(), b"nameserver 192.168.127.1\n");
+    // A guest that comes back from its rest has it already.
+    drop((link, control));
+    let (carrier, _) = vm.connect();
+    within(greet(carrier, greeting)).await.unwrap();
+    assert_eq!(configured(), 1);
 }
 
 #[tokio::test]

@@ -77,6 +77,7 @@ pub(crate) fn hello() -> Hello {
         hostname: "web".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         template: false,
+        network: None,
     }
 }
 

@@ -14,21 +14,28 @@ mod seccomp;
 pub use cgroup::Scope;
 
 use aegis_proto::worker::{Confinement, Restore};
-use aegis_types::VmSpec;
+use aegis_types::{NetSetup, VmSpec};
 
 /// Confines the calling thread to what this VM needs, and to what it is restored from. The scope has to be kept until the VM has ended.
-pub fn apply(vm: &VmSpec, restore: Option<&Restore>) -> (Confinement, Option<Scope>) {
+/// With a network, sockets beyond the machine stay possible until [`go_offline`].
+pub fn apply(vm: &VmSpec, restore: Option<&Restore>, net: Option<&NetSetup>) -> (Confinement, Option<Scope>) {
     limits::apply();
     // First: joining a cgroup writes outside of what the other layers allow.
     let scope = Scope::enter(vm);
     let no_new_privs = report("no_new_privs", rustix::thread::set_no_new_privs(true)).is_some();
     // Not reported: whoever is no root has nothing to drop.
     let _ = report("drop of capabilities", capabilities::drop_all());
-    let landlock_abi = report("Landlock", paths::restrict(vm, restore, scope.as_ref())).unwrap_or(0);
+    let landlock_abi = report("Landlock", paths::restrict(vm, restore, net, scope.as_ref())).unwrap_or(0);
     // Last: it takes away the system calls of the others.
-    let seccomp = report("seccomp", seccomp::apply()).is_some();
+    let seccomp = report("seccomp", seccomp::apply(net.is_some())).is_some();
     let cgroup = scope.as_ref().map(|scope| scope.path().to_owned());
     (Confinement { landlock_abi, seccomp, no_new_privs, cgroup }, scope)
+}
+
+/// Takes sockets beyond the machine from the calling thread and from what it starts later. Other threads keep them.
+pub fn go_offline() {
+    let _ = report("Landlock without TCP", paths::no_tcp());
+    let _ = report("seccomp without a network", seccomp::go_offline());
 }
 
 fn report<T, E: std::error::Error>(layer: &str, outcome: Result<T, E>) -> Option<T> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aegis_proto::worker::Restore;
-use aegis_types::{Ram, VmSpec};
+use aegis_types::{NetSetup, Ram, VmSpec};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope as Isolation, path_beneath_rules,
@@ -32,6 +32,7 @@ const DEVICES: &[&str] = &["/dev/null", "/dev/kvm"];
 pub(super) fn restrict(
     vm: &VmSpec,
     restore: Option<&Restore>,
+    net: Option<&NetSetup>,
     scope: Option<&Scope>,
 ) -> Result<u32, RulesetError> {
     let read = AccessFs::from_read(NEWEST);
@@ -48,11 +49,14 @@ pub(super) fn restrict(
         Ram::File { path } => path.parent(),
         Ram::Anonymous | Ram::Template => None,
     };
-    let directories = memory.into_iter().chain([vm.runtime_dir.as_path()]);
+    let log = net.map(|net| net.log_dir.as_path());
+    let directories = memory.into_iter().chain(log).chain([vm.runtime_dir.as_path()]);
+    let mut ruleset = Ruleset::default().handle_access(all)?;
+    if net.is_none() {
+        ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
+    }
     // Paths that do not exist are left out: what they name cannot be reached either way.
-    let status = Ruleset::default()
-        .handle_access(all)?
-        .handle_access(AccessNet::from_all(NEWEST))?
+    let status = ruleset
         .scope(Isolation::from_all(NEWEST))?
         .create()?
         .add_rules(path_beneath_rules(PROGRAMS, execute))?
@@ -72,6 +76,11 @@ pub(super) fn restrict(
         (_, LandlockStatus::Available { effective_abi, .. }) => (effective_abi as u32).min(NEWEST as u32),
         _ => 0,
     })
+}
+
+/// Takes TCP from the calling thread.
+pub(super) fn no_tcp() -> Result<(), RulesetError> {
+    Ruleset::default().handle_access(AccessNet::from_all(NEWEST))?.create()?.restrict_self().map(drop)
 }
 
 /// Where a VMM outside of the system directories keeps its program and its firmware: `<prefix>/bin/vmm` needs `<prefix>`.

@@ -95,12 +95,22 @@ const NAMESPACES: &[libc::c_int] = &[
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
 
+/// Families of sockets on this machine.
+const LOCAL: &[libc::c_int] = &[libc::AF_UNIX];
+/// The same with those of the internet.
+const ONLINE: &[libc::c_int] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
+
 /// Puts the filters in force for the calling thread and what it starts.
-pub(super) fn apply() -> Result<(), Error> {
+pub(super) fn apply(online: bool) -> Result<(), Error> {
     // Refused as unknown and not as forbidden, because only then the C library falls back to `clone`, whose
     // flags a filter can see.
     apply_filter(&program(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)?)?;
-    apply_filter(&program(rules()?, libc::EPERM)?)
+    apply_filter(&program(rules(if online { ONLINE } else { LOCAL })?, libc::EPERM)?)
+}
+
+/// Leaves the calling thread and what it starts nothing but sockets on this machine.
+pub(super) fn go_offline() -> Result<(), Error> {
+    apply_filter(&program(BTreeMap::from([(libc::SYS_socket, vec![beyond(LOCAL)?])]), libc::EPERM)?)
 }
 
 fn program(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProgram, Error> {
@@ -109,7 +119,7 @@ fn program(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProg
     Ok(SeccompFilter::new(rules, SeccompAction::Allow, errno, arch)?.try_into()?)
 }
 
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+fn rules(sockets: &[libc::c_int]) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     // No rule for a call means every call.
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|&call| (call, Vec::new())).collect();
     let namespaces = NAMESPACES.iter().map(|&flag| {
@@ -117,12 +127,18 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         when(0, SeccompCmpOp::MaskedEq(flag), flag)
     });
     rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
-    // The VM has no network device; all our own sockets are local.
-    let local = u64::from(libc::AF_UNIX.cast_unsigned());
-    rules.insert(libc::SYS_socket, vec![when(0, SeccompCmpOp::Ne, local)?]);
+    rules.insert(libc::SYS_socket, vec![beyond(sockets)?]);
     #[cfg(target_arch = "x86_64")]
     rules.extend(rules.clone().into_iter().map(|(call, rules)| (call | X32, rules)));
     Ok(rules)
+}
+
+/// Sockets of any other family than these.
+fn beyond(families: &[libc::c_int]) -> Result<SeccompRule, BackendError> {
+    let none_of = families.iter().map(|family| {
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, u64::from(family.cast_unsigned()))
+    });
+    SeccompRule::new(none_of.collect::<Result<_, _>>()?)
 }
 
 fn when(argument: u8, is: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {

@@ -222,6 +222,10 @@ impl Vm for FakeVm {
         Ok(Box::new(ours))
     }
 
+    fn ethernet(&self) -> Option<std::os::unix::net::UnixStream> {
+        None
+    }
+
     async fn pause(&self) -> Result<(), VmmError> {
         self.vmm.record("pause");
         Ok(())

@@ -52,6 +52,7 @@ pub(crate) fn config(dir: &Path, boot_timeout_ms: u64) -> WorkerConfig {
         restore: None,
         machine: String::new(),
         template: false,
+        net: None,
     }
 }
 
@@ -76,7 +77,8 @@ impl Worker {
             let _ = terminated.await;
         };
         let backend = std::sync::Arc::new(vmm.clone());
-        let running = tokio::spawn(run_until(config, backend, control, streams, confinement, terminated));
+        let running =
+            tokio::spawn(run_until(config, backend, None, control, streams, confinement, terminated));
         let stream = UnixStream::connect(dir.path().join(CONTROL_SOCKET)).await.unwrap();
         let (client, notifications) = Client::new(stream);
         Self { dir, vmm, client, notifications, terminate: Some(terminate), running }

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use aegis_api::{
-    CreateInstance, CreatedInstance, Endpoint, ErrorCode, InstanceInfo, InstanceSummary, PruneReply,
-    StateReply,
+    CreateInstance, CreatedInstance, Endpoint, ErrorCode, InstanceInfo, InstanceSummary, NetStatus,
+    PruneReply, StateReply,
 };
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Denied, Instance};
@@ -49,6 +49,9 @@ async fn start_existing(
         )
         .with_hint(format!("choose another name, or remove it: `aegis instance delete {name}`")));
     }
+    let keeps = instance_network(app, instance).await?;
+    let other_network = request.net.as_ref().is_some_and(|policy| *policy != keeps.policy)
+        || !request.host_ports.is_empty() && request.host_ports != keeps.host_ports;
     for wanted in &request.exposes {
         ports::expose_now(app, instance, (*wanted).into()).await?;
     }
@@ -61,11 +64,19 @@ async fn start_existing(
         ("workdir", request.workdir.is_some() && request.workdir != spec.workdir),
         ("memory", request.memory_mb.is_some_and(|memory| memory != spec.memory)),
         ("cpus", request.vcpus.is_some_and(|vcpus| vcpus != spec.vcpus)),
+        ("network", other_network),
         ("policy", policy != Policy::default() && policy != spec.policy),
     ];
     let warn = |what: &str| format!("the instance exists already and keeps its own {what}");
     let warnings = differs.iter().filter(|(_, differs)| *differs).map(|(what, _)| warn(what)).collect();
     Ok(created(spec, app.exposes.endpoints(&spec.id), warnings))
+}
+
+async fn instance_network(app: &Shared, instance: &Instance) -> Result<NetStatus, ApiError> {
+    let (networks, id) = (app.networks.clone(), instance.spec().id.clone());
+    let loaded =
+        task::spawn_blocking(move || networks.load(&id)).await.expect("reading a file does not panic");
+    loaded.map_err(|e| ApiError::internal("cannot read the network policy", &e))
 }
 
 /// Starts an instance and listens on its ports again, which it had not while it was disabled.
@@ -100,11 +111,19 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         parent: request.parent_id,
         created_at: Timestamp::now(),
     };
+    let policy = request.net.unwrap_or_default().checked().map_err(|e| ApiError::invalid(e.to_string()))?;
+    let network = NetStatus { policy, host_ports: request.host_ports };
     // A task of its own: the log must not stay without an instance when the client goes away.
     let (app, exposes) = (app.clone(), request.exposes);
     let creating = app.clone().tasks.spawn(async move {
         // Before there is an instance: without its ports it is not created.
         let ports = ports::open_all(&app, &spec, exposes).await?;
+        let (networks, id) = (app.networks.clone(), spec.id.clone());
+        let saved = task::spawn_blocking(move || networks.save(&id, &network));
+        if let Err(error) = saved.await.expect("writing a file does not panic") {
+            app.exposes.forget(&spec.id).await;
+            return Err(ApiError::internal("cannot write the network policy", &error));
+        }
         // Before the boot, so that a follower misses nothing of it.
         app.logs.create(spec.id.clone()).await;
         match app.manager.create(spec.clone()).await {
@@ -195,9 +214,10 @@ pub(super) async fn list(
 }
 
 /// `GET /v1/instances/{target}`
-pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) -> axum::Json<InstanceInfo> {
+pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) -> Answer<InstanceInfo> {
     let accelerator = app.accel.known().map(|verdict| verdict.accelerator);
-    axum::Json(view::info(&instance, app.exposes.endpoints(&instance.spec().id), accelerator))
+    let net = instance_network(&app, &instance).await?;
+    Ok(axum::Json(view::info(&instance, app.exposes.endpoints(&instance.spec().id), net, accelerator)))
 }
 
 pub(super) async fn act<F: Future<Output = Result<(), Denied>>>(

@@ -97,7 +97,7 @@ struct LogAnswer {
     _in_use: Option<InUse>,
 }
 
-fn flag(name: &str, text: Option<&str>) -> Result<bool, ApiError> {
+pub(super) fn flag(name: &str, text: Option<&str>) -> Result<bool, ApiError> {
     match text {
         None | Some("" | "0" | "false") => Ok(false),
         Some("1" | "true") => Ok(true),

@@ -11,6 +11,7 @@ mod images;
 mod instances;
 mod logs;
 mod metrics;
+mod net;
 mod ports;
 mod stats;
 mod status;
@@ -44,6 +45,7 @@ use crate::assets::Assets;
 use crate::exposes::Exposes;
 use crate::images::Images;
 use crate::logs::LogStore;
+use crate::networks::Networks;
 use crate::templates::Templates;
 use error::ApiError;
 
@@ -60,6 +62,7 @@ pub(crate) struct App {
     pub(crate) home: Home,
     pub(crate) settings: Settings,
     pub(crate) exposes: Arc<Exposes>,
+    pub(crate) networks: Arc<Networks>,
     pub(crate) router: RouterStatus,
     /// Absent with a launcher that has none.
     pub(crate) templates: Option<Arc<Templates>>,
@@ -109,6 +112,9 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(&of("expose/{guest_port}"), delete(ports::unexpose))
         .route(&of("exec"), post(exec::exec))
         .route(&of("logs"), get(logs::logs))
+        .route(&of("net"), get(net::show))
+        .route(&of("net/rules"), post(net::add_rule))
+        .route(&of("net/log"), get(net::log))
         .route(&of("console"), get(logs::console))
         .route(paths::STATS, get(stats::stats))
         .route(paths::METRICS, get(metrics::metrics))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_api::{Endpoint, InstanceInfo, InstanceSummary};
+use aegis_api::{Endpoint, InstanceInfo, InstanceSummary, NetStatus};
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Instance, Status};
 use aegis_proto::worker::Confinement;
@@ -73,6 +73,7 @@ fn summary(spec: &InstanceSpec, status: &Status, endpoints: Vec<Endpoint>) -> In
 pub(super) fn info(
     instance: &Instance,
     endpoints: Vec<Endpoint>,
+    net: NetStatus,
     accelerator: Option<Accelerator>,
 ) -> InstanceInfo {
     let (spec, rules, status) = (instance.spec(), instance.rules(), instance.status());
@@ -97,6 +98,7 @@ pub(super) fn info(
         vcpus: spec.vcpus,
         env_keys: spec.env.keys().cloned().collect(),
         workdir: spec.workdir.clone(),
+        net,
         parent_id: spec.parent.clone(),
         created_at: spec.created_at,
         updated_at: status.updated_at,

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
-use aegis_config::{AcceleratorSetting, Home, Setting};
+use aegis_config::{AcceleratorSetting, Environment, Home, Setting};
 use aegis_lifecycle::ports::Launcher as _;
 use aegis_link::rpc::{Handler, serve};
 use aegis_proto::jsonrpc::RpcError;
@@ -19,6 +19,7 @@ use crate::assets::{AssetFlags, Assets};
 use crate::digests::Digests;
 use crate::images::Images;
 use crate::launcher::machine::Machines;
+use crate::networks::Networks;
 use crate::templates::TemplateOptions;
 
 struct Fixture {
@@ -38,8 +39,9 @@ fn fixture() -> Fixture {
     let setting = Setting::default_value(AcceleratorSetting::Fixed(Accelerator::Tcg));
     let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &setting));
     let boot_timeout = Duration::from_secs(1);
+    let networks = Arc::new(Networks::new(home.clone(), &Environment::from_fn(|_| None)));
     let machines = Machines { home: home.clone(), assets, images, digests, boot_timeout };
-    let launcher = Launcher::new(machines, accel, TemplateOptions::default());
+    let launcher = Launcher::new(machines, accel, networks, TemplateOptions::default());
     Fixture { _dir: dir, home, launcher }
 }
 
@@ -243,6 +245,7 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         restore: None,
         machine: String::new(),
         template: false,
+        net: None,
     };
     let memory = fs::File::open(&source).unwrap();
     let mut child = spawn::spawn(&program, &config, Some(&memory)).unwrap();

@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::accel::Accel;
 use crate::logs::CONSOLE_SUFFIX;
+use crate::networks::Networks;
 use crate::socket;
 use crate::templates::{TemplateOptions, Templates};
 use machine::{Machine, Machines};
@@ -63,12 +64,18 @@ pub(crate) fn live_console(home: &Home, id: &InstanceId) -> PathBuf {
 }
 
 impl Launcher {
-    pub(crate) fn new(machines: Machines, accel: Arc<Accel>, templates: TemplateOptions) -> Self {
+    pub(crate) fn new(
+        machines: Machines,
+        accel: Arc<Accel>,
+        networks: Arc<Networks>,
+        templates: TemplateOptions,
+    ) -> Self {
         let machines = Arc::new(machines);
         let plan = Plan {
             memories: Arc::new(Memories::new(machines.home.clone())),
             templates: Templates::new(Arc::clone(&machines), templates),
             machines,
+            networks,
         };
         Self { plan: Arc::new(plan), accel, tasks: TaskTracker::new() }
     }

@@ -17,6 +17,7 @@ use super::disk;
 use super::machine::{BOOT_ATTEMPTS, Machine, Machines, missing};
 use super::memory::{Memories, Taken};
 use crate::digests::hex;
+use crate::networks::Networks;
 use crate::templates::{Template, Templates};
 
 /// Decides.
@@ -24,6 +25,7 @@ pub(super) struct Plan {
     pub(super) machines: Arc<Machines>,
     pub(super) memories: Arc<Memories>,
     pub(super) templates: Arc<Templates>,
+    pub(super) networks: Arc<Networks>,
 }
 
 /// Everything that a worker is to be started with.
@@ -91,6 +93,10 @@ impl Plan {
             restore,
             machine: machine.key.clone(),
             template: false,
+            net: Some(self.networks.setup(&spec.id).map_err(|e| LaunchError {
+                message: format!("cannot set up the network: {e}"),
+                hint: None,
+            })?),
         };
         let (find_us, all_us) = (found.as_micros(), began.elapsed().as_micros());
         tracing::debug!(instance = %spec.id, find_us, all_us, "prepared a VM");

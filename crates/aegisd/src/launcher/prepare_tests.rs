@@ -10,12 +10,14 @@ use super::*;
 use crate::launcher::files;
 use crate::saved::tests::leave;
 use crate::templates::tests::{Fixture, KEPT};
+use aegis_config::Environment;
 
 const MIB: u64 = 128;
 
 fn plan(f: &Fixture) -> Plan {
     let memories = Arc::new(Memories::new(f.home.clone()));
-    Plan { machines: Arc::clone(&f.machines), memories, templates: f.templates(KEPT) }
+    let networks = Arc::new(Networks::new(f.home.clone(), &Environment::from_fn(|_| None)));
+    Plan { machines: Arc::clone(&f.machines), memories, templates: f.templates(KEPT), networks }
 }
 
 fn spec(policy: Policy) -> InstanceSpec {

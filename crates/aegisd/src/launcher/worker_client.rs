@@ -191,7 +191,7 @@ impl Worker for WorkerClient {
 }
 
 /// Connects to the control socket of a worker.
-pub(super) async fn connect(run_dir: &Path) -> std::io::Result<UnixStream> {
+pub(crate) async fn connect(run_dir: &Path) -> std::io::Result<UnixStream> {
     timeout(CALL_DEADLINE, UnixStream::connect(run_dir.join(CONTROL_SOCKET))).await?
 }
 

@@ -141,6 +141,7 @@ fn config(machines: &Machines, machine: &Machine, key: &Key, site: &Site) -> Wor
         restore: None,
         machine: machine.key.clone(),
         template: true,
+        net: None,
     }
 }
 

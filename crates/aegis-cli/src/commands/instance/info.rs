@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aegis_api::{Endpoint, InstanceInfo};
-use aegis_types::RestartPolicy;
+use aegis_types::{GuestPort, RestartPolicy};
 
 use super::{Context, get, ports};
 use crate::error::CliError;
@@ -28,6 +28,8 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Environment", Some(info.env_keys.join(" ")).filter(|keys| !keys.is_empty())),
         some("Memory", Some(info.memory_mb.to_string())),
         some("CPUs", Some(info.vcpus.get().to_string())),
+        some("Network", Some(info.net.policy.to_string())),
+        some("Host Ports", host_ports(&info.net.host_ports)),
         some("Endpoints", endpoints(&info.endpoints)),
         some("Connections", Some(info.active_connections.to_string())),
         some("Execs", Some(info.active_execs.to_string())),
@@ -54,6 +56,11 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Last Error", info.last_error),
     ];
     ui::print(&ui::fields(&lines.into_iter().flatten().collect::<Vec<_>>()))
+}
+
+fn host_ports(ports: &[GuestPort]) -> Option<String> {
+    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    (!ports.is_empty()).then(|| ports.join(", "))
 }
 
 fn time(ms: u64) -> String {

@@ -35,7 +35,7 @@ fn main() -> Result<(), Failure> {
         let mut terminate = signal(SignalKind::terminate())?;
         let terminated = async { terminate.recv().await.unwrap_or(()) };
         let (control, streams) = (UnixListener::from_std(control)?, UnixListener::from_std(streams)?);
-        run_until(config, Arc::new(vmm), control, streams, confinement, terminated).await;
+        run_until(config, Arc::new(vmm), None, control, streams, confinement, terminated).await;
         Ok(())
     })
 }

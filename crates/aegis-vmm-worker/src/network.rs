@@ -1,0 +1,109 @@
+//! The thread of the guest's network. It is started before this process gives up sockets beyond the machine, and the
+//! VMM after it: only this thread keeps them.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::thread;
+
+use aegis_net::{Control, HostDialer, Network};
+use aegis_types::{NetEvent, NetPolicy, NetSetup};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+/// What the thread is told.
+enum Command {
+    /// Serve this link in place of the last one.
+    Serve(StdUnixStream),
+    Policy(NetPolicy),
+    Recent(oneshot::Sender<Vec<NetEvent>>),
+}
+
+/// The network of this worker's VM. Clones are for the same one, which ends with the last of them.
+#[derive(Clone)]
+pub struct NetThread {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl NetThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// As for starting threads.
+    pub fn start(setup: NetSetup) -> io::Result<Self> {
+        let (commands, received) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new()
+            .name("network".to_owned())
+            .spawn(move || runtime.block_on(serve(setup, received)))?;
+        Ok(Self { commands })
+    }
+
+    /// Serves the guest behind this link; an earlier one is let go of.
+    pub(crate) fn serve(&self, link: StdUnixStream) {
+        self.tell(Command::Serve(link));
+    }
+
+    /// Puts another policy in force, also for VMs that are still to come.
+    pub(crate) fn set_policy(&self, policy: NetPolicy) {
+        self.tell(Command::Policy(policy));
+    }
+
+    /// The last decisions, oldest first.
+    pub(crate) async fn recent(&self) -> Vec<NetEvent> {
+        let (reply, events) = oneshot::channel();
+        self.tell(Command::Recent(reply));
+        events.await.unwrap_or_default()
+    }
+
+    fn tell(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            tracing::error!("the thread of the network is gone");
+        }
+    }
+}
+
+/// A network that runs.
+struct Running {
+    task: JoinHandle<()>,
+    control: Control,
+}
+
+async fn serve(mut setup: NetSetup, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let dialer = Arc::new(HostDialer::new(&setup.proxies));
+    let mut running: Option<Running> = None;
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Serve(link) => {
+                if let Some(Running { task, .. }) = running.take() {
+                    task.abort();
+                }
+                let link = link.set_nonblocking(true).and_then(|()| UnixStream::from_std(link));
+                match link {
+                    Ok(link) => {
+                        let (network, control) = Network::new(setup.clone(), Arc::clone(&dialer) as _);
+                        let task = tokio::spawn(async move {
+                            if let Err(error) = network.run(link).await {
+                                tracing::warn!(%error, "the guest has no network any more");
+                            }
+                        });
+                        running = Some(Running { task, control });
+                    }
+                    Err(error) => tracing::warn!(%error, "the guest has no network"),
+                }
+            }
+            Command::Policy(policy) => {
+                setup.policy = policy.clone();
+                if let Some(running) = &running {
+                    running.control.set_policy(policy);
+                }
+            }
+            Command::Recent(reply) => {
+                // Whoever asked and went away does not need it.
+                let _ =
+                    reply.send(running.as_ref().map(|running| running.control.recent()).unwrap_or_default());
+            }
+        }
+    }
+}
