@@ -1,10 +1,12 @@
-# `net.py ADDRESS PORT BYTES RUNS`: moves bytes between the guest and a server of the host, and prints times in ms.
+# `net.py ADDRESS PORT BYTES RUNS [DENIED]`: moves bytes between the guest and a server of the host, and prints times in
+# ms; also of the refusal of an address that is denied.
 import socket
 import struct
 import sys
 import time
 
 address, port, count, runs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+denied_address = sys.argv[5:]
 block = bytes(1 << 18)
 view = memoryview(bytearray(1 << 18))
 
@@ -21,7 +23,7 @@ def connect():
 
 def denied():
     try:
-        socket.create_connection(("10.0.0.1", 80), timeout=60)
+        socket.create_connection((denied_address[0], 80), timeout=60)
         sys.exit("it was not denied")
     except OSError:
         pass
@@ -46,4 +48,5 @@ for _ in range(runs):
     timed("download", lambda: transfer(b"d"))
     timed("upload", lambda: transfer(b"u"))
     timed("connect", connect)
-    timed("denied", denied)
+    if denied_address:
+        timed("denied", denied)

@@ -1,6 +1,5 @@
-//! The log of decisions: the last ones in memory, more of them in two files that take turns.
+//! The log of decisions, in two files that take turns.
 
-use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -16,8 +15,6 @@ pub const LOG_FILE: &str = "log.ndjson";
 pub const OLD_LOG_FILE: &str = "log.1.ndjson";
 /// Length at which a file becomes the old one, in bytes.
 const FILE_MAX: u64 = 1 << 20;
-/// Events in memory.
-const RING: usize = 512;
 /// Events that may be logged at once, and those that may be on each second after that.
 const BURST: f64 = 200.0;
 const EACH_SECOND: f64 = 50.0;
@@ -26,7 +23,6 @@ const EACH_SECOND: f64 = 50.0;
 pub(crate) struct Journal {
     directory: PathBuf,
     file: Option<(File, u64)>,
-    ring: VecDeque<NetEvent>,
     /// Events that may still be logged now.
     allowance: f64,
     counted: Instant,
@@ -39,7 +35,6 @@ impl Journal {
         Self {
             directory: directory.to_owned(),
             file: None,
-            ring: VecDeque::new(),
             allowance: BURST,
             counted: Instant::now(),
             left_out: 0,
@@ -77,15 +72,6 @@ impl Journal {
         {
             tracing::warn!(%error, directory = %self.directory.display(), "the log of the network cannot be written");
         }
-        if self.ring.len() >= RING {
-            self.ring.pop_front();
-        }
-        self.ring.push_back(event);
-    }
-
-    /// The last decisions, oldest first.
-    pub(crate) fn recent(&self) -> Vec<NetEvent> {
-        self.ring.iter().cloned().collect()
     }
 
     fn write(&mut self, event: &NetEvent) -> io::Result<()> {
@@ -133,7 +119,6 @@ mod tests {
         journal.note("dns", "a.example".to_owned(), None, None);
         let last = lines(&dir.path().join(LOG_FILE)).pop().unwrap();
         assert_eq!((last.left_out, last.allowed, last.destination.as_str()), (800, true, "a.example"));
-        assert_eq!(journal.recent().last(), Some(&last));
     }
 
     #[tokio::test(start_paused = true)]
@@ -149,6 +134,5 @@ mod tests {
             assert!(fs::metadata(path).unwrap().len() < FILE_MAX + 1000);
         }
         assert_eq!(lines(&new).last().unwrap().destination, "19999");
-        assert_eq!(journal.recent().len(), RING);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aegis_types::{NetEvent, NetMode, NetPolicy, NetSetup};
+use aegis_types::{NetMode, NetPolicy, NetSetup};
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::Instant as StackInstant;
@@ -49,7 +49,7 @@ const OWN_BUFFER: usize = 64 * 1024;
 /// A connection, by its two ends.
 type Ends = (SocketAddrV4, SocketAddrV4);
 
-/// Changes and shows what a running network does. Clones are for the same one.
+/// Changes what a running network does. Clones are for the same one.
 #[derive(Clone)]
 pub struct Control {
     shared: Arc<Shared>,
@@ -61,11 +61,6 @@ impl Control {
     pub fn set_policy(&self, policy: NetPolicy) {
         self.shared.set_policy(policy);
         self.changed.notify_one();
-    }
-
-    /// The last decisions, oldest first.
-    pub fn recent(&self) -> Vec<NetEvent> {
-        self.shared.journal().recent()
     }
 }
 

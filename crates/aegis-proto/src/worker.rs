@@ -109,8 +109,6 @@ pub const RESUME: &str = "resume";
 /// Puts another policy in force for the guest's network: [`aegis_types::NetPolicy`] → `null`. A guest that was started
 /// without a network has none until its next start.
 pub const NET_POLICY: &str = "net_policy";
-/// The last decisions about what the guest wanted to reach: no parameters → [`aegis_types::NetEvent`]s, oldest first.
-pub const NET_RECENT: &str = "net_recent";
 /// Saves the VM and ends it: no parameters → `null` when everything that [`crate::saved`] names is written and the VMM
 /// is gone; the worker ends after it with [`ExitReason::Hibernated`]. Only for a VM whose memory is
 /// [`aegis_types::Ram::File`]. A paused VM is let go on for as long as it takes. On an error the VM runs, and nothing

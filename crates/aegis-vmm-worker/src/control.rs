@@ -9,8 +9,8 @@ use std::time::Duration;
 use aegis_link::rpc::{self, Handler};
 use aegis_proto::jsonrpc::{METHOD_NOT_FOUND, Message, RpcError, parse_params};
 use aegis_proto::worker::{
-    BootFailure, Confinement, EXITED, ExitReason, HIBERNATE, NET_POLICY, NET_RECENT, PAUSE, RESUME, STATUS,
-    STOP, Stop, WAIT_READY, WorkerStatus,
+    BootFailure, Confinement, EXITED, ExitReason, HIBERNATE, NET_POLICY, PAUSE, RESUME, STATUS, STOP, Stop,
+    WAIT_READY, WorkerStatus,
 };
 use rustix::net::SocketFlags;
 use serde_json::{Value, json};
@@ -182,7 +182,6 @@ impl Handler for Methods {
                 self.net()?.set_policy(policy);
                 Ok(Value::Null)
             }
-            NET_RECENT => Ok(json!(self.net()?.recent().await)),
             other => Err(RpcError {
                 code: METHOD_NOT_FOUND,
                 message: format!("unknown method `{other}`"),

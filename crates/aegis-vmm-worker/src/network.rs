@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::thread;
 
 use aegis_net::{Control, HostDialer, Network};
-use aegis_types::{NetEvent, NetPolicy, NetSetup};
+use aegis_types::{NetPolicy, NetSetup};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// What the thread is told.
@@ -17,7 +17,6 @@ enum Command {
     /// Serve this link in place of the last one.
     Serve(StdUnixStream),
     Policy(NetPolicy),
-    Recent(oneshot::Sender<Vec<NetEvent>>),
 }
 
 /// The network of this worker's VM. Clones are for the same one, which ends with the last of them.
@@ -48,13 +47,6 @@ impl NetThread {
     /// Puts another policy in force, also for VMs that are still to come.
     pub(crate) fn set_policy(&self, policy: NetPolicy) {
         self.tell(Command::Policy(policy));
-    }
-
-    /// The last decisions, oldest first.
-    pub(crate) async fn recent(&self) -> Vec<NetEvent> {
-        let (reply, events) = oneshot::channel();
-        self.tell(Command::Recent(reply));
-        events.await.unwrap_or_default()
     }
 
     fn tell(&self, command: Command) {
@@ -98,11 +90,6 @@ async fn serve(mut setup: NetSetup, mut commands: mpsc::UnboundedReceiver<Comman
                 if let Some(running) = &running {
                     running.control.set_policy(policy);
                 }
-            }
-            Command::Recent(reply) => {
-                // Whoever asked and went away does not need it.
-                let _ =
-                    reply.send(running.as_ref().map(|running| running.control.recent()).unwrap_or_default());
             }
         }
     }

@@ -3,13 +3,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 
 use aegis_proto::worker::{Restore, WorkerConfig};
-use aegis_types::{Accelerator, Disk, DiskFormat, InstanceId, Mib, Ram, StartKind, Vcpus, VmId, VmSpec};
+use aegis_types::{
+    Accelerator, Disk, DiskFormat, InstanceId, Mib, NetSetup, Ram, StartKind, Vcpus, VmId, VmSpec,
+};
 use aegis_vmm_worker::confine;
 
 fn config(dir: &Path) -> WorkerConfig {
@@ -58,8 +61,10 @@ fn a_confined_thread_reaches_its_vm_and_nothing_else() {
     fs::create_dir(dir.join("run")).unwrap();
     fs::create_dir(dir.join("memory")).unwrap();
     let config = config(&dir);
+    let confined_dir = dir.clone();
     // The layers apply to the calling thread: the rest of this process stays as it is.
     let confined = std::thread::spawn(move || {
+        let dir = confined_dir;
         let (confinement, _scope) = confine::apply(&config.vm, config.restore.as_ref(), None);
 
         // What a VM needs works.
@@ -95,6 +100,40 @@ fn a_confined_thread_reaches_its_vm_and_nothing_else() {
         }
     });
     confined.join().unwrap();
+    only_the_network_has_sockets(&dir);
     // Only that thread was confined.
     assert!(fs::read("/etc/passwd").is_ok());
+}
+
+/// As the worker does it: the thread of the network is started in between.
+fn only_the_network_has_sockets(dir: &Path) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let net = NetSetup { log_dir: dir.join("log"), ..NetSetup::default() };
+    fs::create_dir(&net.log_dir).unwrap();
+    let (config, dir) = (config(dir), dir.to_owned());
+    let worker = std::thread::spawn(move || {
+        let (confinement, _scope) = confine::apply(&config.vm, None, Some(&net));
+        let (offline, go) = mpsc::channel::<()>();
+        let network = std::thread::spawn(move || {
+            // The other thread has given everything up by then.
+            go.recv().unwrap();
+            TcpStream::connect(address).unwrap();
+            fs::write(net.log_dir.join("log"), "x").unwrap();
+            confinement.landlock_abi == 0 || denied(fs::read(dir.join("secret")))
+        });
+        confine::go_offline();
+        offline.send(()).unwrap();
+        assert!(network.join().unwrap(), "it is confined in everything else");
+        if confinement.seccomp {
+            assert!(denied(TcpStream::connect(address)));
+            assert!(denied(UdpSocket::bind("127.0.0.1:0")));
+            let program =
+                format!("import socket; socket.create_connection(('127.0.0.1', {}))", address.port());
+            let child = Command::new("python3").args(["-c", &program]).output().unwrap();
+            assert!(!child.status.success(), "what it starts has no sockets either");
+        }
+        assert!(UnixStream::pair().is_ok());
+    });
+    worker.join().unwrap();
 }

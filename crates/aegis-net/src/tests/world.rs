@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 
 use super::guest::Guest;
-use crate::{Control, Dialer, Network};
+use crate::{Control, Dialer, LOG_FILE, Network};
 
 /// Knows which loopback socket stands for which address.
 #[derive(Default)]
@@ -70,7 +70,7 @@ pub(super) struct World {
     pub(super) guest: Guest,
     pub(super) control: Control,
     pub(super) running: JoinHandle<io::Result<()>>,
-    _log: tempfile::TempDir,
+    log: tempfile::TempDir,
 }
 
 impl World {
@@ -91,13 +91,19 @@ impl World {
         let (ours, theirs) = duplex(256 * 1024);
         let (network, control) = Network::new(setup, Arc::clone(&internet) as Arc<dyn Dialer>);
         let running = tokio::spawn(network.run(theirs));
-        Self { internet, guest: Guest::new(ours), control, running, _log: log }
+        Self { internet, guest: Guest::new(ours), control, running, log }
+    }
+
+    /// Every decision that was logged.
+    pub(super) fn logged(&self) -> Vec<NetEvent> {
+        let text = std::fs::read_to_string(self.log.path().join(LOG_FILE)).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// The last decision about a destination.
     pub(super) fn decision(&self, destination: &str) -> NetEvent {
-        let events = self.control.recent();
-        events.into_iter().rfind(|event| event.destination == destination).expect("it was logged")
+        let found = self.logged().into_iter().rfind(|event| event.destination == destination);
+        found.expect("it was logged")
     }
 
     pub(super) fn reason(&self, destination: &str) -> String {
