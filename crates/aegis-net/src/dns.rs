@@ -2,7 +2,7 @@
 //! which name. Answers of the host's servers are passed on as they are, with their times to live.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout};
 
 use crate::address::GATEWAY;
-use crate::policy::{Refusal, decide_name};
+use crate::policy::{Refusal, decide_answer, decide_name};
 use crate::shared::Shared;
 
 /// The name of the gateway, by which the guest reaches ports of the host.
@@ -67,7 +67,9 @@ impl Resolver {
                 if exists { std::slice::from_ref(&answer) } else { &[] },
             );
         }
-        if let Err(refusal) = decide_name(&self.shared.policy(), &name) {
+        let policy = self.shared.policy();
+        let about = reversed(&name).map_or(Ok(()), |address| decide_answer(&policy, address));
+        if let Err(refusal) = decide_name(&policy, &name).and(about) {
             self.note(&name, Some(&refusal));
             return reply(&message, ResponseCode::Refused, &[]);
         }
@@ -77,6 +79,15 @@ impl Resolver {
         }
         match self.ask(bytes, question, transport).await {
             Some((raw, answer)) => {
+                let mut addresses = answer.answers.iter().filter_map(|record| match record.data {
+                    RData::A(A(address)) => Some(address),
+                    _ => None,
+                });
+                // A public name must not mean something of ours (DNS rebinding), nor tell what is there.
+                if let Some(refusal) = addresses.find_map(|address| decide_answer(&policy, address).err()) {
+                    self.note(&name, Some(&refusal));
+                    return reply(&message, ResponseCode::NoError, &[]);
+                }
                 self.learn(&name, &answer);
                 self.note(&name, None);
                 Some(raw)
@@ -187,6 +198,17 @@ async fn read_message(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u
 async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes()[..], message].concat()).await
+}
+
+/// The address whose name is asked for (RFC 1035, section 3.5).
+fn reversed(name: &str) -> Option<Ipv4Addr> {
+    let octets: Vec<u8> = name
+        .strip_suffix(".in-addr.arpa")?
+        .split('.')
+        .rev()
+        .map(|octet| octet.parse().ok())
+        .collect::<Option<_>>()?;
+    Some(<[u8; 4]>::try_from(octets).ok()?.into())
 }
 
 /// The name in lower case, without a dot at the end.

@@ -130,6 +130,18 @@ pub(crate) fn decide_name(policy: &NetPolicy, name: &str) -> Result<(), Refusal>
     }
 }
 
+/// Whether a guest may be told of this address: not of special ones, unless a rule names them.
+pub(crate) fn decide_answer(policy: &NetPolicy, address: Ipv4Addr) -> Result<(), Refusal> {
+    let named = policy.allow.iter().any(|rule| match &rule.target {
+        NetTarget::Network(network) => network.contains(&address),
+        NetTarget::Name(_) | NetTarget::Below(_) => false,
+    });
+    match class_of(address).filter(|class| class.always || !named) {
+        Some(class) => Err(Refusal::Class(class.name)),
+        None => Ok(()),
+    }
+}
+
 /// Whether what is sent to a port may be for this name, which the guest gave in what it sent.
 pub(crate) fn decide_said(policy: &NetPolicy, grant: Grant, name: &str, port: u16) -> Result<(), Refusal> {
     let applies =

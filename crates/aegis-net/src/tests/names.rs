@@ -112,11 +112,28 @@ async fn names_that_are_not_allowed_are_not_resolved() {
 async fn a_name_that_means_something_private_is_of_no_use() {
     for options in [&[][..], &["allow:evil.example"]] {
         let mut world = world(options).await;
-        assert_eq!(resolve(&mut world, "evil.example.").await.1, [Ipv4Addr::new(10, 0, 0, 1)]);
+        assert_eq!(resolve(&mut world, "evil.example.").await, (ResponseCode::NoError, vec![]));
+        assert_eq!(world.reason("evil.example"), "private address");
         assert!(world.guest.connect_to("10.0.0.1", 80).await.is_none());
-        let decision = world.decision("10.0.0.1:80");
-        assert_eq!(decision.reason.as_deref(), Some("private address"));
-        assert_eq!(decision.name.as_deref(), Some("evil.example"));
+        assert_eq!(world.reason("10.0.0.1:80"), "private address");
+    }
+    // Somebody who wants it so.
+    let mut world = world(&["public", "allow:10.0.0.0/8:80"]).await;
+    world.echo_server("10.0.0.1:80").await;
+    assert_eq!(resolve(&mut world, "evil.example.").await.1, [Ipv4Addr::new(10, 0, 0, 1)]);
+    assert!(world.guest.connect_to("10.0.0.1", 80).await.is_some());
+    assert_eq!(world.decision("10.0.0.1:80").name.as_deref(), Some("evil.example"));
+}
+
+#[tokio::test]
+async fn nobody_is_asked_for_the_names_of_private_addresses() {
+    let mut world = world(&[]).await;
+    for (name, code) in [
+        ("1.0.0.10.in-addr.arpa.", ResponseCode::Refused),
+        ("1.1.1.1.in-addr.arpa.", ResponseCode::NoError),
+        ("300.1.1.1.in-addr.arpa.", ResponseCode::NoError),
+    ] {
+        assert_eq!(resolve(&mut world, name).await.0, code, "{name}");
     }
 }
 
