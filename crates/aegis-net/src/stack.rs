@@ -16,7 +16,7 @@ use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv4DstUnreachable, IpCidr};
 use tokio::io::{AsyncRead, AsyncWrite, duplex};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -54,9 +54,17 @@ type Ends = (SocketAddrV4, SocketAddrV4);
 pub struct Control {
     shared: Arc<Shared>,
     changed: Arc<Notify>,
+    paused: Arc<watch::Sender<bool>>,
 }
 
 impl Control {
+    /// Lets everything stand still while the guest's CPUs do, time included: what is open stays so for as long as that
+    /// takes, and the other sides wait.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.send_replace(paused);
+        self.changed.notify_one();
+    }
+
     /// Puts another policy in force. Connections that it does not allow are reset.
     pub fn set_policy(&self, policy: NetPolicy) {
         self.shared.set_policy(policy);
@@ -67,15 +75,20 @@ impl Control {
 /// The network of one guest.
 pub struct Network {
     shared: Arc<Shared>,
+    /// The policy, or whether the guest is paused.
     changed: Arc<Notify>,
+    paused: watch::Receiver<bool>,
 }
 
 impl Network {
     /// A network as `setup` says, on the sockets of `dialer`.
     pub fn new(setup: NetSetup, dialer: Arc<dyn Dialer>) -> (Self, Control) {
         let (shared, changed) = (Arc::new(Shared::new(setup, dialer)), Arc::new(Notify::new()));
-        let control = Control { shared: Arc::clone(&shared), changed: Arc::clone(&changed) };
-        (Self { shared, changed }, control)
+        let (pause, paused) = watch::channel(false);
+        let paused_by = Arc::new(pause);
+        let control =
+            Control { shared: Arc::clone(&shared), changed: Arc::clone(&changed), paused: paused_by };
+        (Self { shared, changed, paused }, control)
     }
 
     /// Serves a guest until its link ends. `link` carries Ethernet frames, each after its length in four bytes, as
@@ -83,17 +96,27 @@ impl Network {
     ///
     /// # Errors
     /// The link broke, or what comes on it are no frames.
-    pub async fn run(self, link: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-        let mut stack = Stack::new(self.shared, link);
+    pub async fn run(mut self, link: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+        let mut stack = Stack::new(Arc::clone(&self.shared), link);
+        let mut policy = self.shared.policy();
         let changed = self.changed;
         loop {
             let ended = tokio::select! {
                 ended = poll_fn(|cx| stack.poll(cx)) => Some(ended),
                 () = changed.notified() => None,
             };
-            match ended {
-                Some(ended) => return ended,
-                None => stack.policy_changed(),
+            if let Some(ended) = ended {
+                return ended;
+            }
+            let since = Instant::now();
+            // Whoever could let it go on is gone at the end of the VM.
+            if self.paused.wait_for(|paused| !paused).await.is_err() {
+                return Ok(());
+            }
+            stack.stood_still(since.elapsed());
+            if !Arc::ptr_eq(&policy, &self.shared.policy()) {
+                policy = self.shared.policy();
+                stack.policy_changed();
             }
         }
     }
@@ -160,6 +183,12 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stack<L> {
 
     fn now(&self) -> StackInstant {
         StackInstant::from_micros(i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX))
+    }
+
+    /// So much time did not count.
+    fn stood_still(&mut self, time: Duration) {
+        self.began += time;
+        self.flows.values_mut().for_each(|flow| flow.active += time);
     }
 
     /// Does everything that can be done. Ready at the end of the link.
@@ -481,5 +510,24 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stack<L> {
             }
         }
         finished
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HostDialer;
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_the_guest_did_not_have_does_not_count() {
+        let dialer = Arc::new(HostDialer::new(&aegis_types::Proxies::default()));
+        let shared = Arc::new(Shared::new(NetSetup::default(), dialer));
+        let (link, _guest) = duplex(64);
+        let mut stack = Stack::new(shared, link);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        let before = stack.now();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        stack.stood_still(Duration::from_secs(3600));
+        assert_eq!(stack.now(), before);
     }
 }

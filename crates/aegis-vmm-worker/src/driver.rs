@@ -261,7 +261,10 @@ impl Driver {
         self.view.send_modify(|view| view.phase = Phase::Paused);
         let paused = live.vm.pause().await.map_err(|e| message_of(&e));
         match &paused {
-            Ok(()) => live.paused = true,
+            Ok(()) => {
+                live.paused = true;
+                self.set_net_paused(true);
+            }
             Err(e) => {
                 tracing::warn!("cannot pause: {e}");
                 if !live.paused {
@@ -272,6 +275,13 @@ impl Driver {
         paused
     }
 
+    /// Tells the network whether the CPUs are halted.
+    pub(crate) fn set_net_paused(&self, paused: bool) {
+        if let Some(net) = &self.net {
+            net.set_paused(paused);
+        }
+    }
+
     async fn resume(&mut self, live: &mut Live, reply: Reply) -> Result<(), Exited> {
         if let Err(e) = live.vm.resume().await {
             let message = message_of(&e);
@@ -279,6 +289,7 @@ impl Driver {
             respond(reply, Err(message));
             return Ok(());
         }
+        self.set_net_paused(false);
         if std::mem::take(&mut live.paused) {
             // The link may have been lost meanwhile; halted CPUs could not restore it.
             let outcome = match live.guest.link() {

@@ -120,6 +120,7 @@ impl Driver {
                 return Ok(Err(message_of(&e)));
             }
             live.paused = false;
+            self.set_net_paused(false);
         }
         if live.guest.link().is_none() {
             self.reconnect(live).await?;

@@ -17,6 +17,8 @@ enum Command {
     /// Serve this link in place of the last one.
     Serve(StdUnixStream),
     Policy(NetPolicy),
+    /// The guest's CPUs are halted, or go on.
+    Paused(bool),
 }
 
 /// The network of this worker's VM. Clones are for the same one, which ends with the last of them.
@@ -47,6 +49,11 @@ impl NetThread {
     /// Puts another policy in force, also for VMs that are still to come.
     pub(crate) fn set_policy(&self, policy: NetPolicy) {
         self.tell(Command::Policy(policy));
+    }
+
+    /// The guest's CPUs are halted, or go on.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.tell(Command::Paused(paused));
     }
 
     fn tell(&self, command: Command) {
@@ -83,6 +90,11 @@ async fn serve(mut setup: NetSetup, mut commands: mpsc::UnboundedReceiver<Comman
                         running = Some(Running { task, control });
                     }
                     Err(error) => tracing::warn!(%error, "the guest has no network"),
+                }
+            }
+            Command::Paused(paused) => {
+                if let Some(running) = &running {
+                    running.control.set_paused(paused);
                 }
             }
             Command::Policy(policy) => {

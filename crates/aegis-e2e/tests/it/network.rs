@@ -171,6 +171,37 @@ fn ports_of_the_host_are_reached_before_and_after_a_rest() {
 }
 
 #[test]
+fn a_connection_to_the_outside_lasts_over_a_pause_and_is_cut_by_a_hibernation() {
+    const LISTENS: &str = "import socket, sys
+with socket.create_connection(('host.aegis.internal', int(sys.argv[1]))) as s:
+    try:
+        while line := s.recv(100):
+            print(line.decode(), end='', flush=True)
+    except OSError as e:
+        print(type(e).__name__, flush=True)
+socket.create_server(('', 1)).accept()";
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let aegis = Aegis::new();
+    aegis.start_with("box", &["--host-port", &port], &["python3", "-SE", "-c", LISTENS, &port]);
+    let (mut connection, _) = listener.accept().unwrap();
+    let said = |text: &str| wait_for(text, || aegis.logs("box").out().contains(text).then_some(()));
+    connection.write_all(b"before\n").unwrap();
+    said("before");
+    aegis.instance("pause", "box");
+    connection.write_all(b"meanwhile\n").unwrap();
+    aegis.instance("resume", "box");
+    said("meanwhile");
+    connection.write_all(b"after\n").unwrap();
+    said("after");
+    aegis.instance("hibernate", "box");
+    assert!(!matches!(connection.read(&mut [0]), Ok(1..)), "it is cut on this side");
+    // The guest finds out when it sends something, or asks whether somebody is there; here it is stopped instead.
+    aegis.instance("resume", "box");
+    assert_eq!(aegis.info("box")["start_kind"], "restore");
+}
+
+#[test]
 fn rules_count_at_once_and_after_the_next_start() {
     let aegis = isolated();
     aegis.launch("box", &["--net", "allow:a.example"], &["sleep", "100000"]).expect_ok();

@@ -151,6 +151,28 @@ async fn a_reset_of_the_guest_reaches_the_host_and_the_port_can_be_used_again() 
 }
 
 #[tokio::test]
+async fn nothing_moves_while_the_guest_is_paused_and_nothing_is_lost() {
+    let mut world = World::new(&[]);
+    let listener = world.listener("1.2.3.4:80").await;
+    let handle = world.guest.connect_to("1.2.3.4", 80).await.unwrap();
+    let (mut stream, _) = listener.accept().await.unwrap();
+    world.control.set_paused(true);
+    stream.write_all(&[7; 100_000]).await.unwrap();
+    for _ in 0..100 {
+        world
+            .guest
+            .until("turn", |sockets, _| {
+                let socket = sockets.get_mut::<smoltcp::socket::tcp::Socket<'_>>(handle);
+                // What the network did before it heard of it may arrive.
+                Some(assert!(socket.recv_queue() < 100_000))
+            })
+            .await;
+    }
+    world.control.set_paused(false);
+    assert_eq!(world.guest.receive(handle, 100_000).await, [7; 100_000]);
+}
+
+#[tokio::test]
 async fn datagrams_go_there_and_back() {
     let mut world = World::new(&[]);
     let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
