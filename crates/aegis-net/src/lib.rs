@@ -30,6 +30,7 @@ mod proxy;
 mod said;
 mod shared;
 mod stack;
+mod stale;
 mod tcp;
 mod udp;
 

@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv4DstUnreachable, Icmpv4Message,
-    Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket, UdpPacket, UdpRepr,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol, Ipv4Packet,
+    Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use crate::address::{GATEWAY, GUEST};
@@ -124,6 +125,48 @@ pub(crate) fn udp(
             &ChecksumCapabilities::default(),
         );
     }))
+}
+
+/// Tells the stack where the guest is, as the guest would if it was asked (RFC 826).
+pub(crate) fn introduction(guest: EthernetAddress) -> Vec<u8> {
+    let arp = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Reply,
+        source_hardware_addr: guest,
+        source_protocol_addr: GUEST,
+        target_hardware_addr: GATEWAY_MAC,
+        target_protocol_addr: GATEWAY,
+    };
+    let mut bytes = vec![0; ETHERNET + arp.buffer_len()];
+    let ethernet = EthernetRepr { src_addr: guest, dst_addr: GATEWAY_MAC, ethertype: EthernetProtocol::Arp };
+    ethernet.emit(&mut EthernetFrame::new_unchecked(&mut bytes[..]));
+    arp.emit(&mut ArpPacket::new_unchecked(&mut bytes[ETHERNET..]));
+    bytes
+}
+
+/// A segment of a connection that the guest believes to have, with these numbers for both directions.
+pub(crate) fn probe(guest: EthernetAddress, from: SocketAddrV4, to: SocketAddrV4, number: i32) -> Vec<u8> {
+    let segment = TcpRepr {
+        src_port: from.port(),
+        dst_port: to.port(),
+        control: TcpControl::None,
+        seq_number: TcpSeqNumber(number),
+        ack_number: Some(TcpSeqNumber(number)),
+        window_len: 0,
+        window_scale: None,
+        max_seg_size: None,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    frame(guest, *from.ip(), IpProtocol::Tcp, segment.buffer_len(), |bytes| {
+        segment.emit(
+            &mut TcpPacket::new_unchecked(bytes),
+            &IpAddress::Ipv4(*from.ip()),
+            &IpAddress::Ipv4(*to.ip()),
+            &ChecksumCapabilities::default(),
+        );
+    })
 }
 
 /// The answer to an echo request of the guest, from what the host's socket received: a message with the identifier of

@@ -1,6 +1,7 @@
 //! What the parts of one network share. Everything runs on one thread: locks are held for a moment and never waited for.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aegis_types::{GuestPort, NetPolicy, NetSetup};
@@ -13,6 +14,7 @@ pub(crate) struct Shared {
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) host_ports: Vec<GuestPort>,
     pub(crate) name_servers: Vec<SocketAddr>,
+    pub(crate) log_dir: PathBuf,
     policy: Mutex<Arc<NetPolicy>>,
     names: Mutex<Names>,
     journal: Mutex<Journal>,
@@ -27,6 +29,7 @@ impl Shared {
             policy: Mutex::new(Arc::new(setup.policy)),
             names: Mutex::default(),
             journal: Mutex::new(Journal::new(&setup.log_dir)),
+            log_dir: setup.log_dir,
         }
     }
 

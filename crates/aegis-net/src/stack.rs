@@ -27,6 +27,7 @@ use crate::link::Link;
 use crate::packet::{self, GATEWAY_MAC, Packet};
 use crate::policy::{Destination, Grant, Protocol, Refusal, decide, decide_said, looks_at_names};
 use crate::shared::Shared;
+use crate::stale::Stale;
 use crate::tcp::{Flow, HostStream, Pumped, accepting};
 use crate::udp::{Datagrams, Pair};
 
@@ -78,6 +79,8 @@ pub struct Network {
     /// The policy, or whether the guest is paused.
     changed: Arc<Notify>,
     paused: watch::Receiver<bool>,
+    /// The guest comes from a rest.
+    restored: bool,
 }
 
 impl Network {
@@ -88,7 +91,13 @@ impl Network {
         let paused_by = Arc::new(pause);
         let control =
             Control { shared: Arc::clone(&shared), changed: Arc::clone(&changed), paused: paused_by };
-        (Self { shared, changed, paused }, control)
+        (Self { shared, changed, paused, restored: false }, control)
+    }
+
+    /// For a guest that was saved while another network served it: the connections that it had are reset.
+    #[must_use]
+    pub fn restored(self) -> Self {
+        Self { restored: true, ..self }
     }
 
     /// Serves a guest until its link ends. `link` carries Ethernet frames, each after its length in four bytes, as
@@ -99,6 +108,11 @@ impl Network {
     pub async fn run(mut self, link: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
         let mut stack = Stack::new(Arc::clone(&self.shared), link);
         let mut policy = self.shared.policy();
+        let stale = Stale::take(&self.shared.log_dir);
+        if self.restored && !stale.connections.is_empty() {
+            stack.meet(EthernetAddress(stale.guest));
+            stale.probes().for_each(|frame| stack.link.device.send(&frame));
+        }
         let changed = self.changed;
         loop {
             let ended = tokio::select! {
@@ -106,6 +120,7 @@ impl Network {
                 () = changed.notified() => None,
             };
             if let Some(ended) = ended {
+                stack.stale().leave(&self.shared.log_dir);
                 return ended;
             }
             let since = Instant::now();
@@ -185,6 +200,17 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stack<L> {
         StackInstant::from_micros(i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX))
     }
 
+    /// The guest is there now. A stack that had to ask for it would lose what it has to say.
+    fn meet(&mut self, guest: EthernetAddress) {
+        self.guest = guest;
+        self.link.device.receive(packet::introduction(guest));
+    }
+
+    /// What a guest that was saved now believes to have.
+    fn stale(&self) -> Stale {
+        Stale { guest: self.guest.0, connections: self.flows.keys().copied().collect() }
+    }
+
     /// So much time did not count.
     fn stood_still(&mut self, time: Duration) {
         self.began += time;
@@ -252,8 +278,8 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stack<L> {
             return;
         }
         let (packet, from) = packet::look(&frame);
-        if let Some(from) = from {
-            self.guest = from;
+        if let Some(from) = from.filter(|from| *from != self.guest) {
+            self.meet(from);
         }
         match packet {
             Packet::Plain => self.link.device.receive(frame),

@@ -99,6 +99,9 @@ impl Driver {
             Ok(live) => self.serve(live).await,
             Err(exited) => exited,
         };
+        if let Some(net) = &self.net {
+            net.finish().await;
+        }
         // A VM that was saved has not been stopped: whoever asks in the last moment must not take it for that.
         let phase = match exited.reason {
             ExitReason::Hibernated => Phase::Hibernating,
@@ -158,10 +161,12 @@ impl Driver {
     /// One attempt: the VM, or why not and whether trying again may help.
     async fn attempt(&mut self, plan: Plan<'_>) -> Result<Result<Up, (BootFailure, bool)>, Exited> {
         let (view, net) = (&self.view, &self.net);
+        let restored = matches!(plan.start, Start::Restore { .. })
+            && self.config.restore.as_ref().is_some_and(|restore| restore.kind == StartKind::Restore);
         let started = |vm: &dyn Vm| {
             view.send_modify(|view| view.vmm_pid = vm.pid());
             if let Some((net, link)) = net.as_ref().and_then(|net| Some((net, vm.ethernet()?))) {
-                net.serve(link);
+                net.serve(link, restored);
             }
         };
         let stop = next_stop(&mut self.requests, "the VM is still booting");

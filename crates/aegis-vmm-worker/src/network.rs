@@ -5,20 +5,27 @@ use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use aegis_net::{Control, HostDialer, Network};
 use aegis_types::{NetPolicy, NetSetup};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// For the network of a VM that has ended: it has a short list to write.
+const FINISH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What the thread is told.
 enum Command {
-    /// Serve this link in place of the last one.
-    Serve(StdUnixStream),
+    /// Serve this link in place of the last one. Its guest comes from a rest, or not.
+    Serve(StdUnixStream, bool),
     Policy(NetPolicy),
     /// The guest's CPUs are halted, or go on.
     Paused(bool),
+    /// Finish what the end of the VM left to do.
+    Finish(oneshot::Sender<()>),
 }
 
 /// The network of this worker's VM. Clones are for the same one, which ends with the last of them.
@@ -41,9 +48,19 @@ impl NetThread {
         Ok(Self { commands })
     }
 
-    /// Serves the guest behind this link; an earlier one is let go of.
-    pub(crate) fn serve(&self, link: StdUnixStream) {
-        self.tell(Command::Serve(link));
+    /// Serves the guest behind this link; an earlier one is let go of. The connections of a guest that comes from a rest
+    /// are reset.
+    pub(crate) fn serve(&self, link: StdUnixStream, restored: bool) {
+        self.tell(Command::Serve(link, restored));
+    }
+
+    /// Waits, but not for long, until the network of a VM that has ended left what the next one needs.
+    pub(crate) async fn finish(&self) {
+        let (done, finished) = oneshot::channel();
+        self.tell(Command::Finish(done));
+        if timeout(FINISH_DEADLINE, finished).await.is_err() {
+            tracing::warn!("the network does not end");
+        }
     }
 
     /// Puts another policy in force, also for VMs that are still to come.
@@ -74,7 +91,7 @@ async fn serve(mut setup: NetSetup, mut commands: mpsc::UnboundedReceiver<Comman
     let mut running: Option<Running> = None;
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Serve(link) => {
+            Command::Serve(link, restored) => {
                 if let Some(Running { task, .. }) = running.take() {
                     task.abort();
                 }
@@ -82,6 +99,7 @@ async fn serve(mut setup: NetSetup, mut commands: mpsc::UnboundedReceiver<Comman
                 match link {
                     Ok(link) => {
                         let (network, control) = Network::new(setup.clone(), Arc::clone(&dialer) as _);
+                        let network = if restored { network.restored() } else { network };
                         let task = tokio::spawn(async move {
                             if let Err(error) = network.run(link).await {
                                 tracing::warn!(%error, "the guest has no network any more");
@@ -91,6 +109,14 @@ async fn serve(mut setup: NetSetup, mut commands: mpsc::UnboundedReceiver<Comman
                     }
                     Err(error) => tracing::warn!(%error, "the guest has no network"),
                 }
+            }
+            Command::Finish(done) => {
+                if let Some(Running { task, control }) = running.take() {
+                    control.set_paused(false);
+                    // Its link has ended, so it does. One that panicked has said so.
+                    let _ = task.await;
+                }
+                let _ = done.send(());
             }
             Command::Paused(paused) => {
                 if let Some(running) = &running {

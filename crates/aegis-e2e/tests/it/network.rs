@@ -196,9 +196,10 @@ socket.create_server(('', 1)).accept()";
     said("after");
     aegis.instance("hibernate", "box");
     assert!(!matches!(connection.read(&mut [0]), Ok(1..)), "it is cut on this side");
-    // The guest finds out when it sends something, or asks whether somebody is there; here it is stopped instead.
     aegis.instance("resume", "box");
     assert_eq!(aegis.info("box")["start_kind"], "restore");
+    // And on that one, although nobody there says anything.
+    said("ConnectionResetError");
 }
 
 #[test]

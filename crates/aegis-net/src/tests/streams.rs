@@ -164,12 +164,27 @@ async fn nothing_moves_while_the_guest_is_paused_and_nothing_is_lost() {
             .until("turn", |sockets, _| {
                 let socket = sockets.get_mut::<smoltcp::socket::tcp::Socket<'_>>(handle);
                 // What the network did before it heard of it may arrive.
-                Some(assert!(socket.recv_queue() < 100_000))
+                assert!(socket.recv_queue() < 100_000);
+                Some(())
             })
             .await;
     }
     world.control.set_paused(false);
     assert_eq!(world.guest.receive(handle, 100_000).await, [7; 100_000]);
+}
+
+#[tokio::test]
+async fn connections_of_before_a_rest_are_reset() {
+    let mut world = World::new(&[]);
+    world.echo_server("1.2.3.4:7").await;
+    let handle = world.guest.connect_to("1.2.3.4", 7).await.unwrap();
+    world.guest.send(handle, b"x").await;
+    world.guest.receive(handle, 1).await;
+    world.rest().await;
+    assert!(!world.guest.end(handle).await);
+    assert!(world.guest.connect_to("1.2.3.4", 7).await.is_some());
+    // Whoever was not saved is not taken for it.
+    assert!(std::fs::read_dir(world.log.path()).unwrap().flatten().all(|f| f.file_name() == crate::LOG_FILE));
 }
 
 #[tokio::test]

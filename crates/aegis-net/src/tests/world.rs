@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 
 use super::guest::Guest;
+use crate::link::Link;
 use crate::{Control, Dialer, LOG_FILE, Network};
 
 /// Knows which loopback socket stands for which address.
@@ -70,7 +71,7 @@ pub(super) struct World {
     pub(super) guest: Guest,
     pub(super) control: Control,
     pub(super) running: JoinHandle<io::Result<()>>,
-    log: tempfile::TempDir,
+    pub(super) log: tempfile::TempDir,
 }
 
 impl World {
@@ -92,6 +93,17 @@ impl World {
         let (network, control) = Network::new(setup, Arc::clone(&internet) as Arc<dyn Dialer>);
         let running = tokio::spawn(network.run(theirs));
         Self { internet, guest: Guest::new(ours), control, running, log }
+    }
+
+    /// The guest is saved, and goes on with another network.
+    pub(super) async fn rest(&mut self) {
+        let (ours, theirs) = duplex(256 * 1024);
+        self.guest.link = Link::new(ours);
+        (&mut self.running).await.unwrap().unwrap();
+        let setup = NetSetup { log_dir: self.log.path().to_owned(), ..NetSetup::default() };
+        let (network, control) = Network::new(setup, Arc::clone(&self.internet) as Arc<dyn Dialer>);
+        self.running = tokio::spawn(network.restored().run(theirs));
+        self.control = control;
     }
 
     /// Every decision that was logged.
