@@ -68,10 +68,22 @@ impl Networks {
         self.home.instance_dir(id).join(POLICY_FILE)
     }
 
-    /// Keeps what a new instance may reach. Blocks.
+    /// Keeps what an instance may reach. Blocks.
     pub(crate) fn save(&self, id: &InstanceId, network: &NetStatus) -> io::Result<()> {
-        files::make_dir(&self.home.instance_dir(id))?;
-        files::write_atomically(&self.path(id), &serde_json::to_vec(network)?)
+        let text = serde_json::to_vec(network)?;
+        let directory = self.home.instance_dir(id);
+        let saved = files::make_dir(&directory).and_then(|()| files::write_atomically(&self.path(id), &text));
+        saved.map_err(|e| match e.kind() {
+            ErrorKind::StorageFull => io::Error::new(ErrorKind::StorageFull, "the disk is full"),
+            _ => e,
+        })
+    }
+
+    /// Removes what was kept of an instance that was not created after all. Blocks.
+    pub(crate) fn forget(&self, id: &InstanceId) {
+        if let Err(error) = files::remove_dir(&self.home.instance_dir(id)) {
+            tracing::warn!(%error, instance = %id, "the next start of the daemon removes what is left of it");
+        }
     }
 
     /// What an instance may reach; one of before there were networks has the default. Blocks.

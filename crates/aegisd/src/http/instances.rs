@@ -119,7 +119,8 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         // Before there is an instance: without its ports it is not created.
         let ports = ports::open_all(&app, &spec, exposes).await?;
         let (networks, id) = (app.networks.clone(), spec.id.clone());
-        let saved = task::spawn_blocking(move || networks.save(&id, &network));
+        let saved =
+            task::spawn_blocking(move || networks.save(&id, &network).inspect_err(|_| networks.forget(&id)));
         if let Err(error) = saved.await.expect("writing a file does not panic") {
             app.exposes.forget(&spec.id).await;
             return Err(ApiError::internal("cannot write the network policy", &error));
@@ -133,6 +134,9 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
             }
             Err(error) => {
                 app.exposes.forget(&spec.id).await;
+                let (networks, id) = (app.networks.clone(), spec.id.clone());
+                let forgotten = task::spawn_blocking(move || networks.forget(&id));
+                forgotten.await.expect("removing files does not panic");
                 // Best effort: what has no instance is removed at the next start anyway.
                 let _ = app.logs.remove(&spec.id).await;
                 Err(not_created(error))
