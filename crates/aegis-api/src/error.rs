@@ -28,6 +28,10 @@ pub enum ErrorCode {
     InstanceNotFound,
     /// No such image (404).
     ImageNotFound,
+    /// No such workspace (404).
+    WorkspaceNotFound,
+    /// An instance mounts the workspace (409).
+    WorkspaceInUse,
     /// The name is taken and its instance is not stopped (409).
     AlreadyExists,
     /// The instance is disabled (409).
@@ -59,10 +63,13 @@ impl ErrorCode {
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
-            Self::InstanceNotFound | Self::ImageNotFound | Self::NotExposed => 404,
-            Self::AlreadyExists | Self::Disabled | Self::WrongState | Self::PortTaken | Self::CrashLoop => {
-                409
-            }
+            Self::InstanceNotFound | Self::ImageNotFound | Self::NotExposed | Self::WorkspaceNotFound => 404,
+            Self::AlreadyExists
+            | Self::Disabled
+            | Self::WrongState
+            | Self::PortTaken
+            | Self::CrashLoop
+            | Self::WorkspaceInUse => 409,
             Self::Internal => 500,
             Self::BootFailed | Self::ShuttingDown | Self::NoMemory => 503,
             Self::Timeout => 504,

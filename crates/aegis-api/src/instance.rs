@@ -1,10 +1,11 @@
 //! Instances.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use aegis_types::{
-    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, NetPolicy, RestartPolicy,
-    StartKind, StopReason, Vcpus,
+    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, Mount, NetPolicy,
+    RestartPolicy, StartKind, StopReason, Vcpus,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,16 @@ pub struct CreateInstance {
     /// Ports of the host's loopback interface that it reaches at `host.aegis.internal`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<GuestPort>,
+    /// What it has at `/workspace`: the name of a workspace, or the absolute path of a directory of the host; a workspace of
+    /// its own when absent or empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    /// It cannot change what is at `/workspace`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub workspace_read_only: bool,
+    /// Further directories of the host, by absolute paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// The instance that it belongs to: it is stopped when that one is and deleted with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_id: Option<InstanceId>,
@@ -162,6 +173,15 @@ pub struct InstanceInfo {
     /// What it may reach.
     #[serde(default)]
     pub net: NetStatus,
+    /// Directory of the host that it has at `/workspace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<PathBuf>,
+    /// That directory was made for it and is deleted with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_workspace: bool,
+    /// All directories of the host that it mounts, `/workspace` first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// The instance that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_id: Option<InstanceId>,

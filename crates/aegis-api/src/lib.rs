@@ -18,6 +18,7 @@ mod policy;
 mod stats;
 mod status;
 mod template;
+mod workspace;
 
 pub use activity::{KeepaliveRequest, WaitFor, WaitQuery};
 pub use error::{ErrorBody, ErrorCode};
@@ -33,6 +34,7 @@ pub use status::{
     AssetStatus, BackendCapabilities, DaemonStatus, RouterStatus, ShutdownMode, ShutdownRequest,
 };
 pub use template::{BuildTemplate, PruneTemplates, PrunedTemplates, TemplateState, TemplateSummary};
+pub use workspace::{WorkspaceSummary, WorkspaceUsage};
 
 /// Content type of the streams.
 pub const NDJSON: &str = "application/x-ndjson";

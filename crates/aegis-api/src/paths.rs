@@ -13,6 +13,8 @@ pub const IMAGES: &str = "/v1/images";
 /// `POST ?name=` with a tar (optionally gzip) as the body → [`crate::ImageImported`].
 pub const IMAGE_IMPORT: &str = "/v1/images/import";
 
+/// `GET`: list of [`crate::WorkspaceSummary`].
+pub const WORKSPACES: &str = "/v1/workspaces";
 /// `GET`: [`crate::DaemonStats`].
 pub const STATS: &str = "/v1/stats";
 /// `GET`: list of [`crate::TemplateSummary`]; `POST`: [`crate::BuildTemplate`] → [`crate::TemplateSummary`] when it is built.
@@ -27,6 +29,16 @@ pub const METRICS: &str = "/metrics";
 /// `GET`: [`crate::InstanceInfo`]; `DELETE` → [`crate::StateReply`].
 pub fn instance(target: &str) -> String {
     format!("{INSTANCES}/{}", encode(target))
+}
+
+/// `DELETE` → [`crate::StateReply`].
+pub fn workspace(name: &str) -> String {
+    format!("{WORKSPACES}/{}", encode(name))
+}
+
+/// `GET` → [`crate::WorkspaceUsage`].
+pub fn workspace_usage(name: &str) -> String {
+    format!("{}/usage", workspace(name))
 }
 
 /// `POST` with action `start`, `stop`, `restart`, `disable`, `pause`, `resume` or `hibernate` → [`crate::StateReply`].

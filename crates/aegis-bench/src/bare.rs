@@ -87,6 +87,7 @@ fn hello(network: Option<GuestNetwork>) -> Result<Hello, BenchError> {
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         template: false,
         network,
+        mounts: Vec::new(),
     })
 }
 

@@ -7,7 +7,7 @@ use aegis_api::{
     BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest, ExposeReply,
     ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSummary, KeepaliveRequest,
     NetRuleRequest, NetStatus, PruneReply, PruneTemplates, PrunedTemplates, ShutdownMode, ShutdownRequest,
-    StateReply, TemplateSummary, WaitQuery, paths,
+    StateReply, TemplateSummary, WaitQuery, WorkspaceSummary, WorkspaceUsage, paths,
 };
 use aegis_types::{GuestPort, ImageName, InstanceState};
 use bytes::{Bytes, BytesMut};
@@ -248,6 +248,21 @@ impl Client {
     /// All templates.
     pub async fn templates(&self) -> Result<Vec<TemplateSummary>, ClientError> {
         self.get_path(paths::TEMPLATES).await?.json().await
+    }
+
+    /// Workspaces, by name.
+    pub async fn workspaces(&self) -> Result<Vec<WorkspaceSummary>, ClientError> {
+        self.get_path(paths::WORKSPACES).await?.json().await
+    }
+
+    /// Counts what a workspace takes up.
+    pub async fn workspace_usage(&self, name: &str) -> Result<WorkspaceUsage, ClientError> {
+        self.get_path(&paths::workspace_usage(name)).await?.json().await
+    }
+
+    /// Deletes a workspace that no instance mounts.
+    pub async fn delete_workspace(&self, name: &str) -> Result<StateReply, ClientError> {
+        self.request(Method::DELETE, &paths::workspace(name), empty()).await?.json().await
     }
 
     /// Makes a template unless it is there; returns when it is.

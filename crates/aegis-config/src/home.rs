@@ -138,6 +138,11 @@ impl Home {
         self.data().join("instances")
     }
 
+    /// Directories that instances mount by name.
+    pub fn workspaces(&self) -> PathBuf {
+        self.data().join("workspaces")
+    }
+
     /// Disk and other lasting files of an instance.
     pub fn instance_dir(&self, id: &InstanceId) -> PathBuf {
         self.instances().join(id.as_str())

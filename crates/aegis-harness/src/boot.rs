@@ -146,6 +146,10 @@ pub(crate) fn prepare_root(sys: &dyn Sys, modules: &[PathBuf]) -> Result<(), Roo
     for mount in ROOT_MOUNTS {
         try_mount(sys, mount);
     }
+    // A template must not have to make it again in each of its copies.
+    if let Err(error) = sys.make_directory(Path::new(aegis_types::WORKSPACE)) {
+        warn!("cannot make {}: {error}", aegis_types::WORKSPACE);
+    }
     complete(sys);
     info!("root file system is ready");
     Ok(())

@@ -65,13 +65,19 @@ async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
     });
     let synced = synced.await;
     synced.map_err(|error| RpcError::failed(format!("cannot write the disks: {error}")))?;
+    // Last: until here something may still have had to be read or written there.
+    core.mounts.drain().await.map_err(RpcError::failed)?;
     core.park();
     Ok(Value::Null)
 }
 
 async fn run(core: &Arc<Core>, run: Run) -> Result<Value, RpcError> {
     core.ready_to_start().await.map_err(RpcError::failed)?;
-    let (pid, output) = core.primary.start(&core.reaper, &run.process).map_err(|error| {
+    let starting = Arc::clone(core);
+    let started =
+        tokio::task::spawn_blocking(move || starting.primary.start(&starting.reaper, &run.process)).await;
+    let started = started.map_err(|error| RpcError::failed(format!("cannot start it: {error}")))?;
+    let (pid, output) = started.map_err(|error| {
         let data = match &error {
             RunError::AlreadyStarted => None,
             RunError::Failed(failure) => to_value(failure).ok(),

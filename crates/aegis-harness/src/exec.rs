@@ -50,15 +50,22 @@ pub(crate) async fn serve<S: Carrier>(core: Arc<Core>, stream: S) {
     }
 }
 
-async fn launch_process(core: &Core, start: &Start) -> Result<reaper::Started, StartFailure> {
+async fn launch_process(core: &Arc<Core>, start: &Start) -> Result<reaper::Started, StartFailure> {
     core.ready_to_start()
         .await
         .map_err(|message| StartFailure { kind: StartFailureKind::Resources, message })?;
-    let environment = environment::overlay(&core.primary.environment(), &start.process.env);
-    let launch = launch::prepare(&start.process, &environment, start.stdin)?;
-    core.reaper
-        .start(&launch)
-        .map_err(|error| launch::exec_failure(&launch, &start.process.command[0], error))
+    let (core, start) = (Arc::clone(core), start.clone());
+    let launched = tokio::task::spawn_blocking(move || {
+        let environment = environment::overlay(&core.primary.environment(), &start.process.env);
+        let launch = launch::prepare(&start.process, &environment, start.stdin)?;
+        let started = core.reaper.start(&launch);
+        started.map_err(|error| launch::exec_failure(&launch, &start.process.command[0], error))
+    });
+    let failed = |error| StartFailure {
+        kind: StartFailureKind::Resources,
+        message: format!("cannot start it: {error}"),
+    };
+    launched.await.map_err(failed)?
 }
 
 async fn attend<R, W>(core: &Core, started: reaper::Started, frames: FrameReader<R>, mut writer: W)

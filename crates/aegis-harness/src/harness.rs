@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use crate::control::Control;
 use crate::identity::{self, ApplyError, Identity};
+use crate::mounts::Mounts;
 use crate::primary::Primary;
 use crate::reaper::Reaper;
 use crate::settle::Settled;
@@ -77,6 +78,7 @@ pub(crate) struct Core {
     pub(crate) reaper: Reaper,
     pub(crate) primary: Arc<Primary>,
     pub(crate) tasks: Tasks,
+    pub(crate) mounts: Mounts,
     root: watch::Sender<Root>,
     /// Also held while the root becomes ready, so that exactly one side writes the files of the identity.
     identity: Mutex<Option<Identity>>,
@@ -170,11 +172,16 @@ impl Core {
         });
     }
 
-    /// Writes the files of the identity to a root that is ready otherwise, and lets processes start.
-    fn complete_root(&self, state: Root) {
+    /// Writes the files of the identity to a root that is ready otherwise, mounts what the host has, and lets processes
+    /// start.
+    fn complete_root(&self, mut state: Root) {
         let identity = self.identity.lock().expect("no panic while held");
         if let (Root::Ready, Some(identity)) = (&state, &*identity) {
             identity::settle(&*self.sys, identity);
+            if let Err(why) = self.mounts.mount(&*self.sys) {
+                warn!("{why}");
+                state = Root::Failed(why);
+            }
         }
         self.root.send_replace(state);
     }
@@ -182,6 +189,9 @@ impl Core {
     /// Applies a greeting: afterwards it may be answered.
     fn apply(self: &Arc<Self>, hello: &mut Hello) -> Result<(), ApplyError> {
         let new = identity::apply(&*self.sys, hello)?;
+        if new.is_some() {
+            self.mounts.want(std::mem::take(&mut hello.mounts));
+        }
         let mut identity = self.identity.lock().expect("no panic while held");
         let old = std::mem::replace(&mut *identity, new.clone());
         // A guest that was saved is mostly greeted as who it is. The files of a root that is not ready are written
@@ -239,6 +249,10 @@ impl Core {
                 activity::serve(&*self.sys, stream).await;
                 Ok(())
             }
+            Service::Fuse => {
+                self.mounts.serve(&self.sys, stream).await;
+                Ok(())
+            }
             Service::Logs => self.primary.logs.serve(stream).await.map_err(|e| e.to_string()),
         }
     }
@@ -259,6 +273,7 @@ impl Harness {
             sys,
             primary: Arc::new(Primary::new()),
             tasks: Tasks::default(),
+            mounts: Mounts::default(),
             root: watch::Sender::new(Root::Waiting(modules)),
             identity: Mutex::default(),
             parked: AtomicBool::new(false),

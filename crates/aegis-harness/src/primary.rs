@@ -1,6 +1,6 @@
 //! The primary process: started once, its output kept in [`Logs`], its end remembered until the machine is gone.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use aegis_proto::control::{Process, StartFailure};
@@ -31,6 +31,8 @@ pub(crate) enum RunError {
 
 #[derive(Default)]
 struct State {
+    /// It is being started.
+    starting: bool,
     pid: Option<u32>,
     exit: Option<ExitStatus>,
     environment: Option<Environment>,
@@ -47,23 +49,33 @@ impl Primary {
     }
 
     /// Starts the process and returns its output, which the caller has to [`Primary::keep`]. A failed start may
-    /// be tried again.
+    /// be tried again. Blocks as [`Reaper::start`] does.
     ///
     /// # Errors
     /// See [`RunError`].
     pub(crate) fn start(&self, reaper: &Reaper, process: &Process) -> Result<(u32, Output), RunError> {
-        let mut state = self.state.lock().expect("no panic while held");
-        if state.pid.is_some() {
-            return Err(RunError::AlreadyStarted);
+        {
+            let mut state = self.lock();
+            if state.starting || state.pid.is_some() {
+                return Err(RunError::AlreadyStarted);
+            }
+            state.starting = true;
         }
         let environment = environment::overlay(&environment::base(), &process.env);
-        let launch = launch::prepare(process, &environment, false).map_err(RunError::Failed)?;
-        let started = reaper
-            .start(&launch)
-            .map_err(|error| RunError::Failed(launch::exec_failure(&launch, &process.command[0], error)))?;
+        let started = launch::prepare(process, &environment, false).and_then(|launch| {
+            let started = reaper.start(&launch);
+            started.map_err(|error| launch::exec_failure(&launch, &process.command[0], error))
+        });
+        let mut state = self.lock();
+        state.starting = false;
+        let started = started.map_err(RunError::Failed)?;
         state.pid = Some(started.pid);
         state.environment = Some(environment);
         Ok((started.pid, started.output))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
     }
 
     /// Keeps the output until the process ended.
@@ -94,19 +106,19 @@ impl Primary {
         for mut cutter in cutters {
             self.logs.push(cutter.stream, cutter.flush()).await;
         }
-        self.state.lock().expect("no panic while held").exit = Some(status);
+        self.lock().exit = Some(status);
         self.logs.finish(status);
     }
 
     /// Pid and end, as far as there are any.
     pub(crate) fn status(&self) -> (Option<u32>, Option<ExitStatus>) {
-        let state = self.state.lock().expect("no panic while held");
+        let state = self.lock();
         (state.pid, state.exit)
     }
 
     /// What other processes start from: the primary's environment once there is one.
     pub(crate) fn environment(&self) -> Environment {
-        let state = self.state.lock().expect("no panic while held");
+        let state = self.lock();
         state.environment.clone().unwrap_or_else(environment::base)
     }
 }

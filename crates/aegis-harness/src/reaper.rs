@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use aegis_types::ExitStatus;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,43 +20,70 @@ pub(crate) struct Started {
     pub(crate) output: Output,
 }
 
+#[derive(Default)]
+struct State {
+    waiting: HashMap<u32, oneshot::Sender<ExitStatus>>,
+    /// Processes that are being started. The lock is not held meanwhile: a program may have to be read from a file system
+    /// that this process serves.
+    starting: usize,
+    /// What ended while its pid may not have been known here yet.
+    unclaimed: HashMap<u32, ExitStatus>,
+}
+
 pub(crate) struct Reaper {
     sys: Arc<dyn Sys>,
-    /// Held while a process is started: one that ends at once is reaped only after it is known here.
-    waiting: Mutex<HashMap<u32, oneshot::Sender<ExitStatus>>>,
+    state: Mutex<State>,
     none_left: watch::Sender<bool>,
 }
 
 impl Reaper {
     pub(crate) fn new(sys: Arc<dyn Sys>) -> Self {
-        Self { sys, waiting: Mutex::default(), none_left: watch::Sender::new(true) }
+        Self { sys, state: Mutex::default(), none_left: watch::Sender::new(true) }
     }
 
-    /// Starts a process.
+    /// Starts a process. Blocks until its program was read, so it belongs on a thread of its own.
     ///
     /// # Errors
     /// That of posix_spawn(3).
     pub(crate) fn start(&self, launch: &Launch) -> io::Result<Started> {
-        let mut waiting = self.waiting.lock().expect("no panic while held");
-        let child = self.sys.spawn(launch)?;
-        self.none_left.send_replace(false);
-        let (ended, exit) = oneshot::channel();
-        waiting.insert(child.pid, ended);
-        let output = Output::new(child.stdout, child.stderr, exit)?;
-        Ok(Started { pid: child.pid, stdin: child.stdin, output })
+        self.lock().starting += 1;
+        let spawned = self.sys.spawn(launch);
+        let mut state = self.lock();
+        state.starting -= 1;
+        let started = spawned.and_then(|child| {
+            self.none_left.send_replace(false);
+            let (ended, exit) = oneshot::channel();
+            match state.unclaimed.remove(&child.pid) {
+                // The receiver is `exit`.
+                Some(status) => drop(ended.send(status)),
+                None => drop(state.waiting.insert(child.pid, ended)),
+            }
+            let output = Output::new(child.stdout, child.stderr, exit)?;
+            Ok(Started { pid: child.pid, stdin: child.stdin, output })
+        });
+        if state.starting == 0 {
+            state.unclaimed.clear();
+        }
+        started
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
     }
 
     /// Collects what has ended.
     fn reap(&self) {
-        let mut waiting = self.waiting.lock().expect("no panic while held");
+        let mut state = self.lock();
         let reaped = self.sys.reap();
         for (pid, status) in reaped.ended {
-            if let Some(ended) = waiting.remove(&pid) {
+            match state.waiting.remove(&pid) {
                 // Nobody waits for a process whose exec was given up.
-                let _ = ended.send(status);
+                Some(ended) => drop(ended.send(status)),
+                None if state.starting > 0 => drop(state.unclaimed.insert(pid, status)),
+                None => {}
             }
         }
-        self.none_left.send_replace(reaped.none_left);
+        self.none_left.send_replace(reaped.none_left && state.starting == 0);
     }
 
     /// Reaps for ever.

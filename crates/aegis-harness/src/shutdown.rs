@@ -1,5 +1,6 @@
 //! The end of the machine: every process gets a chance, the disks get everything, then the power goes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -40,7 +41,14 @@ pub(crate) async fn shut_down(core: &Core, grace: Duration) {
         warn!("the host did not take the last output");
     }
     sleep(ANSWER_WAIT).await;
-    sys.sync();
+    // On another thread: what is written may go to a file system that this one serves.
+    let written = Arc::clone(&core.sys);
+    if tokio::task::spawn_blocking(move || written.sync()).await.is_err() {
+        warn!("cannot write what is cached");
+    }
+    if let Err(why) = core.mounts.drain().await {
+        warn!("{why}");
+    }
     if let Err(error) = sys.remount_read_only() {
         warn!("cannot make the disks read-only: {error}");
     }

@@ -17,6 +17,7 @@ use crate::driver::{Driver, Live, Report};
 use crate::error::Denied;
 use crate::manager::Shared;
 use crate::ports::{Worker, WorkerError};
+use crate::record::InstanceSpec;
 use crate::session::{Origin, Session};
 use crate::step::{Effect, Event, Use};
 use crate::text;
@@ -176,9 +177,10 @@ impl Driver {
     }
 
     fn remove(&mut self) {
-        let (shared, id, reports) = (Arc::clone(&self.shared), self.spec.id.clone(), self.reports.clone());
+        let (shared, spec, reports) =
+            (Arc::clone(&self.shared), Arc::clone(&self.spec), self.reports.clone());
         self.spawn(async move {
-            let outcome = remove_all(&shared, &id).await;
+            let outcome = remove_all(&shared, &spec).await;
             report(&reports, Event::Removed(outcome)).await;
         });
     }
@@ -232,10 +234,10 @@ async fn stop(worker: Arc<dyn Worker>, reports: mpsc::Sender<Report>, vm: VmId, 
     report(&reports, Event::StopStuck { vm, message }).await;
 }
 
-async fn remove_all(shared: &Shared, id: &aegis_types::InstanceId) -> Result<(), Denied> {
+async fn remove_all(shared: &Shared, spec: &InstanceSpec) -> Result<(), Denied> {
     // The record goes last: while it is there, a removal that was cut short can be repeated.
-    shared.ports.launcher.remove(id).await.map_err(|e| Denied::Files(text::chain(&e)))?;
-    shared.ports.registry.delete(id).await.map_err(|e| Denied::Registry(text::chain(&e)))
+    shared.ports.launcher.remove(spec).await.map_err(|e| Denied::Files(text::chain(&e)))?;
+    shared.ports.registry.delete(&spec.id).await.map_err(|e| Denied::Registry(text::chain(&e)))
 }
 
 async fn in_time(limit: Duration, call: impl Future<Output = Result<(), WorkerError>>) -> Result<(), String> {

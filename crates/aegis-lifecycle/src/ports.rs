@@ -38,11 +38,11 @@ pub trait Launcher: Send + Sync + 'static {
     /// Removes the runtime directory of a VM that is gone; its console text is kept. Idempotent.
     async fn clean_up(&self, id: &InstanceId);
 
-    /// Removes every file of an instance: disk, logs, console. Idempotent.
+    /// Removes every file of an instance: disk, logs, console, and the workspace that was made for it. Idempotent.
     ///
     /// # Errors
     /// Some file could not be removed; it may be tried again.
-    async fn remove(&self, id: &InstanceId) -> io::Result<()>;
+    async fn remove(&self, spec: &InstanceSpec) -> io::Result<()>;
 }
 
 /// A worker that runs.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aegis_types::{Handle, ImageName, InstanceId, Mib, Policy, StopReason, Vcpus};
+use aegis_types::{Handle, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
 
 /// What was asked for; never changes.
@@ -28,6 +28,10 @@ pub struct InstanceSpec {
     pub policy: Policy,
     /// The instance that it was made by: it does not run without it and goes with it.
     pub parent: Option<InstanceId>,
+    /// Directories of the host that its guest mounts.
+    pub mounts: Vec<Mount>,
+    /// The first of them was made for this instance and goes with it.
+    pub auto_workspace: bool,
     /// Creation.
     pub created_at: Timestamp,
 }

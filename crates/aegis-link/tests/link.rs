@@ -25,6 +25,7 @@ fn hello() -> Hello {
         machine_id: "0".repeat(32),
         template: false,
         network: None,
+        mounts: Vec::new(),
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::net::Ipv4Addr;
 
+use aegis_types::MountPoint;
 use serde::{Deserialize, Serialize};
 
 /// The longest handshake line, in bytes.
@@ -40,6 +41,20 @@ pub struct Hello {
     /// The guest's network; it has none without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<GuestNetwork>,
+    /// Directories of the host that are mounted before any process runs, unless they are already: the host serves each
+    /// over a stream (see [`crate::fuse`]), by its place in this list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<GuestMount>,
+}
+
+/// A directory of the host, as the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMount {
+    /// Where it is mounted.
+    pub target: MountPoint,
+    /// Nothing in it can be changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// How the guest sets up its one network interface.
@@ -69,6 +84,7 @@ impl std::fmt::Debug for Hello {
             .field("machine_id", &self.machine_id)
             .field("template", &self.template)
             .field("network", &self.network)
+            .field("mounts", &self.mounts)
             .finish()
     }
 }
@@ -128,6 +144,7 @@ mod tests {
             machine_id: "0".repeat(32),
             template: false,
             network: None,
+            mounts: Vec::new(),
         });
         let text = String::from_utf8(hello.encode()).unwrap();
         assert!(

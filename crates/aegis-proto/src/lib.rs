@@ -11,6 +11,7 @@ pub mod activity;
 pub mod control;
 pub mod exec;
 pub mod frame;
+pub mod fuse;
 pub mod hello;
 pub mod jsonrpc;
 pub mod lines;

@@ -3,6 +3,7 @@
 //! ```text
 //! ram          the memory, sparse; in use while the VM runs
 //! state        the devices
+//! mounts-<n>   what the guest knows of the directory of the host that it has mounted as its n-th
 //! saved.json   [`SavedVm`]: written last
 //! taken.json   the same, once a VM is to be started from it; removed by the worker before the VMM touches anything
 //! ```
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 pub const RAM_FILE: &str = "ram";
 /// Name of the file with the state of the devices.
 pub const STATE_FILE: &str = "state";
+/// Beginning of the names of the files for mounted directories; the place in the list of mounts follows.
+pub const MOUNT_FILE: &str = "mounts-";
 /// Name of the file that says that a saved VM is complete: [`SavedVm`].
 pub const SAVED_FILE: &str = "saved.json";
 /// Name of [`SAVED_FILE`] from the decision to start a VM from it until a worker does.

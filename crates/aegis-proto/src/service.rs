@@ -22,10 +22,12 @@ pub enum Service {
     Tcp = 4,
     /// Signs of life of the guest: see [`crate::activity`].
     Activity = 5,
+    /// A directory of the host: see [`crate::fuse`].
+    Fuse = 6,
 }
 
 impl Service {
-    const ALL: [Service; 5] = [Self::Control, Self::Exec, Self::Logs, Self::Tcp, Self::Activity];
+    const ALL: [Service; 6] = [Self::Control, Self::Exec, Self::Logs, Self::Tcp, Self::Activity, Self::Fuse];
 
     /// The number on the wire.
     pub fn number(self) -> u16 {

@@ -9,7 +9,7 @@
 
 use std::path::PathBuf;
 
-use aegis_types::{InstanceId, NetSetup, StartKind, VmId, VmSpec};
+use aegis_types::{InstanceId, Mount, NetSetup, StartKind, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
 /// File descriptor of the listening control socket in a new worker.
@@ -63,6 +63,9 @@ pub struct WorkerConfig {
     /// The guest's network; it has none without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetSetup>,
+    /// Directories that the guest mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
 }
 
 /// What a VM is restored from, beside its memory.

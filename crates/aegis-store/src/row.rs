@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aegis_types::{Handle, ImageName, InstanceId, Mib, Policy, StopReason, Vcpus};
+use aegis_types::{Handle, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Row, named_params};
 
@@ -32,6 +32,10 @@ pub struct InstanceRow {
     pub policy: Policy,
     /// The instance that it belongs to.
     pub parent_id: Option<InstanceId>,
+    /// Directories of the host that its guest mounts.
+    pub mounts: Vec<Mount>,
+    /// The first of them goes with the instance.
+    pub auto_workspace: bool,
     /// Creation.
     pub created_at: Timestamp,
     /// It may be woken.
@@ -57,14 +61,14 @@ pub struct InstanceRow {
 }
 
 const UPSERT: &str = "
-    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, parent_id, created_at,
-        enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
-    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :parent_id, :created_at,
-        :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
+    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, parent_id, mounts, auto_workspace,
+        created_at, enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
+    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :parent_id, :mounts, :auto_workspace,
+        :created_at, :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
         workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus, policy = excluded.policy,
-        parent_id = excluded.parent_id,
+        parent_id = excluded.parent_id, mounts = excluded.mounts, auto_workspace = excluded.auto_workspace,
         created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
         life_began_at = excluded.life_began_at, crashes = excluded.crashes,
@@ -87,6 +91,12 @@ impl InstanceRow {
             ":vcpus": self.vcpus.get(),
             ":policy": serde_json::to_string(&self.policy).expect("plain data serialises"),
             ":parent_id": self.parent_id.as_ref().map(InstanceId::as_str),
+            ":mounts": serde_json::to_string(&self.mounts).map_err(|e| StoreError::BadRow {
+                id: self.id.to_string(),
+                column: "mounts",
+                reason: e.to_string(),
+            })?,
+            ":auto_workspace": self.auto_workspace,
             ":created_at": self.created_at.to_string(),
             ":enabled": self.enabled,
             ":live": self.live,
@@ -134,6 +144,8 @@ impl InstanceRow {
             vcpus: columns.sized("vcpus", Vcpus::new)?,
             policy: columns.json("policy")?,
             parent_id: columns.parsed_option("parent_id")?,
+            mounts: columns.json("mounts")?,
+            auto_workspace: columns.get("auto_workspace")?,
             created_at: columns.parsed("created_at")?,
             enabled: columns.get("enabled")?,
             live: columns.get("live")?,

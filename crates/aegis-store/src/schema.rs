@@ -43,6 +43,10 @@ pub(crate) const STEPS: &[&str] = &[
     "
     ALTER TABLE instances ADD COLUMN parent_id TEXT;
 ",
+    "
+    ALTER TABLE instances ADD COLUMN mounts TEXT NOT NULL DEFAULT '[]'; -- JSON array
+    ALTER TABLE instances ADD COLUMN auto_workspace INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Brings the file to the newest version of `steps`. Each step is applied completely or not at all.

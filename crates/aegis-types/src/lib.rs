@@ -6,6 +6,7 @@
 
 mod duration;
 mod exit;
+mod mounts;
 mod names;
 mod net;
 mod policy;
@@ -16,6 +17,7 @@ mod vm;
 
 pub use duration::{InvalidDuration, parse_duration};
 pub use exit::ExitStatus;
+pub use mounts::{InvalidMountPoint, MOUNTS_MAX, Mount, MountPoint, WORKSPACE};
 pub use names::{Handle, ImageName, InstanceId, InvalidName, VmId};
 pub use net::{InvalidNet, NetEvent, NetMode, NetPolicy, NetRule, NetSetup, NetTarget, Proxies};
 pub use policy::{IdlePolicy, Policy, RestartPolicy, UnknownPolicy};

@@ -14,9 +14,9 @@ use aegis_vmm::{Start, StartTimes, Vm, VmExit, Vmm};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::Outside;
 use crate::boot::{self, Attempt, Plan, Up, message_of, reap};
 use crate::guest::{Guest, GuestError, greet};
-use crate::network::NetThread;
 use crate::saved::Saved;
 use crate::view::View;
 
@@ -66,7 +66,7 @@ pub(crate) struct Driver {
     pub(crate) config: WorkerConfig,
     pub(crate) vmm: Arc<dyn Vmm>,
     /// For every VM that is started here.
-    net: Option<NetThread>,
+    pub(crate) outside: Outside,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) view: watch::Sender<View>,
 }
@@ -86,11 +86,11 @@ impl Driver {
     pub(crate) fn new(
         config: WorkerConfig,
         vmm: Arc<dyn Vmm>,
-        net: Option<NetThread>,
+        outside: Outside,
         requests: mpsc::Receiver<Request>,
         view: watch::Sender<View>,
     ) -> Self {
-        Self { config, vmm, net, requests, view }
+        Self { config, vmm, outside, requests, view }
     }
 
     /// From the boot to the end; the VMM has been reaped then.
@@ -99,7 +99,7 @@ impl Driver {
             Ok(live) => self.serve(live).await,
             Err(exited) => exited,
         };
-        if let Some(net) = &self.net {
+        if let Some(net) = &self.outside.net {
             net.finish().await;
         }
         // A VM that was saved has not been stopped: whoever asks in the last moment must not take it for that.
@@ -126,7 +126,11 @@ impl Driver {
             attempts += 1;
             let start = Start::Restore { state: &restore.state };
             let plan = Plan { vm: &self.config.vm.clone(), start, limit: limit.min(RESTORE_LIMIT) };
-            match self.attempt(plan).await? {
+            let attempted = match self.open_mounts(Some(&restore)).await {
+                Ok(()) => self.attempt(plan).await?,
+                Err(message) => Err((BootFailure { message, console: Vec::new() }, false)),
+            };
+            match attempted {
                 Ok(up) => {
                     if let (Ram::File { path }, StartKind::Restore) = (&self.config.vm.ram, restore.kind) {
                         // The devices go on from it: it is of no more use.
@@ -138,6 +142,13 @@ impl Driver {
                     tracing::warn!("booting, because the VM was not restored: {}", failure.message);
                     fallback = Some(failure.message);
                 }
+            }
+        }
+        if self.config.restore.is_none() || fallback.is_some() {
+            if let Err(message) = self.open_mounts(None).await {
+                tracing::error!("{message}");
+                self.boot_failed(message.clone(), Vec::new());
+                return Err(Exited { reason: ExitReason::BootFailed, message });
             }
         }
         loop {
@@ -158,9 +169,23 @@ impl Driver {
         }
     }
 
+    /// Gets the mounts ready for the guest that is to be started.
+    async fn open_mounts(&self, restore: Option<&Restore>) -> Result<(), String> {
+        let Some(mounts) = &self.outside.mounts else { return Ok(()) };
+        // A template knows of none.
+        let saved = restore.filter(|restore| restore.kind == StartKind::Restore);
+        mounts.open(saved.and_then(|restore| restore.state.parent())).await
+    }
+
+    fn serve_mounts(&self, link: &HostLink) {
+        if let Some(mounts) = &self.outside.mounts {
+            mounts.serve(link.clone());
+        }
+    }
+
     /// One attempt: the VM, or why not and whether trying again may help.
     async fn attempt(&mut self, plan: Plan<'_>) -> Result<Result<Up, (BootFailure, bool)>, Exited> {
-        let (view, net) = (&self.view, &self.net);
+        let (view, net) = (&self.view, &self.outside.net);
         let restored = matches!(plan.start, Start::Restore { .. })
             && self.config.restore.as_ref().is_some_and(|restore| restore.kind == StartKind::Restore);
         let started = |vm: &dyn Vm| {
@@ -206,6 +231,7 @@ impl Driver {
             boot_id: boot_id.clone(),
             phases: phases(&up.times, up.took),
         };
+        self.serve_mounts(&up.link);
         tracing::info!(boot_ms = ready.boot_ms, attempts, start = ?ready.start, "the VM is up");
         let mut live = Live {
             vm: up.vm,
@@ -231,6 +257,7 @@ impl Driver {
     }
 
     fn linked(&self, live: &mut Live, link: HostLink) {
+        self.serve_mounts(&link);
         live.guest.set_link(Some(link.clone()));
         self.view.send_modify(|view| (view.phase, view.link) = (Phase::Running, Some(link)));
     }
@@ -282,7 +309,7 @@ impl Driver {
 
     /// Tells the network whether the CPUs are halted.
     pub(crate) fn set_net_paused(&self, paused: bool) {
-        if let Some(net) = &self.net {
+        if let Some(net) = &self.outside.net {
             net.set_paused(paused);
         }
     }

@@ -7,7 +7,7 @@ use aegis_link::host::{self, HostLink};
 use aegis_link::rpc::{self, CallError};
 use aegis_proto::GENERATION;
 use aegis_proto::control::{self, ClockSet, Shutdown};
-use aegis_proto::hello::{GuestNetwork, Hello, Welcome};
+use aegis_proto::hello::{GuestMount, GuestNetwork, Hello, Welcome};
 use aegis_proto::service::Service;
 use aegis_proto::worker::WorkerConfig;
 use aegis_types::NetMode;
@@ -64,7 +64,14 @@ fn hello(config: &WorkerConfig) -> Result<Hello, getrandom::Error> {
         machine_id: config.machine_id.clone(),
         template: config.template,
         network: network(config),
+        mounts: mounts(config),
     })
+}
+
+/// A template has none: they are somebody's.
+fn mounts(config: &WorkerConfig) -> Vec<GuestMount> {
+    let mounts = config.mounts.iter().filter(|_| !config.template);
+    mounts.map(|mount| GuestMount { target: mount.guest.clone(), read_only: mount.read_only }).collect()
 }
 
 /// A template gets its network when it becomes somebody.

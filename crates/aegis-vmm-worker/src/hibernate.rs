@@ -22,6 +22,7 @@ use crate::boot::{message_of, reap};
 use crate::driver::{Driver, Live, Reply, Request, answer, gone, respond, stopped};
 use crate::guest::now_unix_ns;
 use crate::memory;
+use crate::mounts::MountThread;
 use crate::saved::{Saved, host_boot};
 
 /// For the guest to write its disks.
@@ -62,7 +63,8 @@ impl Driver {
         // Closed by parking, and our calls with it.
         live.guest.set_link(None);
         let started = Instant::now();
-        let saving = Saving { files: &files, config: &self.config, live };
+        let saving =
+            Saving { files: &files, config: &self.config, mounts: self.outside.mounts.as_ref(), live };
         let outcome = tokio::select! {
             biased;
             saved = saving.save(&link) => Outcome::Saved(saved),
@@ -146,6 +148,7 @@ impl Driver {
 struct Saving<'a> {
     files: &'a Saved,
     config: &'a WorkerConfig,
+    mounts: Option<&'a MountThread>,
     live: &'a Live,
 }
 
@@ -158,6 +161,9 @@ impl Saving<'_> {
         let _carrier = parked
             .map_err(|_| format!("the guest did not park within {} s", PARK_DEADLINE.as_secs()))?
             .map_err(|e| format!("the guest did not park: {}", message_of(&e)))?;
+        if let Some(mounts) = self.mounts {
+            mounts.save(self.files.directory()).await?;
+        }
         let parked_ms = started.elapsed().as_millis();
         let state = self.live.vm.save(&self.files.state()).await.map_err(|e| message_of(&e))?;
         let saved_ms = started.elapsed().as_millis() - parked_ms;

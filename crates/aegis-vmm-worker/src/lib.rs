@@ -22,6 +22,7 @@ mod driver;
 mod guest;
 mod hibernate;
 mod memory;
+mod mounts;
 mod network;
 mod notes;
 mod probe;
@@ -38,6 +39,7 @@ use aegis_vmm::Vmm;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 
+pub use mounts::MountThread;
 pub use network::NetThread;
 pub use probe::{ProbeReport, probe};
 
@@ -61,14 +63,23 @@ pub async fn run(
     streams: UnixListener,
     confinement: Confinement,
 ) -> Exited {
-    run_until(config, vmm, None, control, streams, confinement, std::future::pending()).await
+    run_until(config, vmm, Outside::default(), control, streams, confinement, std::future::pending()).await
 }
 
-/// As [`run`], with a network; when `terminate` completes, the guest is stopped with a short grace.
+/// What a guest reaches beyond its own machine, each served by a thread of its own.
+#[derive(Clone, Default)]
+pub struct Outside {
+    /// The network.
+    pub net: Option<NetThread>,
+    /// Directories of the host.
+    pub mounts: Option<MountThread>,
+}
+
+/// As [`run`], with an outside; when `terminate` completes, the guest is stopped with a short grace.
 pub async fn run_until(
     config: WorkerConfig,
     vmm: Arc<dyn Vmm>,
-    net: Option<NetThread>,
+    outside: Outside,
     control: UnixListener,
     streams: UnixListener,
     confinement: Confinement,
@@ -81,8 +92,9 @@ pub async fn run_until(
     }
     let (requests_tx, requests) = mpsc::channel(REQUESTS);
     let (view_tx, view) = watch::channel(view::View::booting());
-    let driver = driver::Driver::new(config, vmm, net.clone(), requests, view_tx.clone());
-    let mut control = control::Server::new(control, requests_tx.clone(), view.clone(), net, confinement);
+    let driver = driver::Driver::new(config, vmm, outside.clone(), requests, view_tx.clone());
+    let mut control =
+        control::Server::new(control, requests_tx.clone(), view.clone(), outside.net, confinement);
     let mut streams = streams::Server::new(streams, view);
     let termination = async {
         terminate.await;

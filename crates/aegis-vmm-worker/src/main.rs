@@ -17,7 +17,7 @@ use std::sync::Arc;
 use aegis_proto::worker::{CONTROL_FD, Confinement, STREAMS_FD, TEMPLATE_FD, WorkerConfig};
 use aegis_types::{Accelerator, Mib, NetMode, Ram, Vcpus, VmId, VmSpec};
 use aegis_vmm_qemu::Qemu;
-use aegis_vmm_worker::{NetThread, confine, probe, run_until};
+use aegis_vmm_worker::{MountThread, NetThread, Outside, confine, probe, run_until};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +28,7 @@ const USAGE: &str = "usage: aegis-vmm-worker [probe] <config.json> | confinement
 type Failure = Box<dyn Error>;
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::new("info");
+    let filter = tracing_subscriber::EnvFilter::new("info,fuse_backend_rs=warn");
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).init();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let outcome = match args.as_slice() {
@@ -65,11 +65,21 @@ fn work(config: &Path) -> Result<(), Failure> {
     // A signal to the daemon's process group is not meant for us. Fails for a group leader, who needs none.
     let _ = rustix::process::setsid();
     let online = config.net.clone().filter(|net| net.policy.mode != NetMode::None);
-    let (confinement, scope) = confine::apply(&config.vm, config.restore.as_ref(), online.as_ref());
+    let (confinement, scope) =
+        confine::apply(&config.vm, config.restore.as_ref(), online.as_ref(), &config.mounts);
+    // Each thread keeps what it is for; this one, which starts the VMM, has no part in it.
+    let mounts = match config.mounts.as_slice() {
+        [] => None,
+        mounts => {
+            Some(MountThread::start(mounts.to_vec()).map_err(|e| format!("thread of the mounts: {e}"))?)
+        }
+    };
+    if mounts.is_some() {
+        confine::leave_mounts(&config.vm, config.restore.as_ref(), online.as_ref(), scope.as_ref());
+    }
     let net = match online {
         Some(setup) => {
             let net = NetThread::start(setup).map_err(|e| format!("thread of the network: {e}"))?;
-            // This thread, which starts the VMM, has no part in it.
             confine::go_offline();
             Some(net)
         }
@@ -84,7 +94,16 @@ fn work(config: &Path) -> Result<(), Failure> {
             let mut terminate = signal(SignalKind::terminate())?;
             let terminated = async { terminate.recv().await.unwrap_or(()) };
             let (control, streams) = (listen(control)?, listen(streams)?);
-            run_until(config, Arc::new(qemu), net, control, streams, confinement, terminated).await;
+            run_until(
+                config,
+                Arc::new(qemu),
+                Outside { net, mounts },
+                control,
+                streams,
+                confinement,
+                terminated,
+            )
+            .await;
             io::Result::Ok(())
         }
         .instrument(span),
@@ -96,7 +115,7 @@ fn work(config: &Path) -> Result<(), Failure> {
 fn probe_once(config: &Path) -> Result<(), Failure> {
     let qemu = Qemu::new();
     let config = read_config(config)?;
-    let (_, scope) = confine::apply(&config.vm, None, None);
+    let (_, scope) = confine::apply(&config.vm, None, None, &[]);
     let report = runtime()?.block_on(probe(&config, &qemu));
     let line = serde_json::to_string(&report)?;
     writeln!(io::stdout(), "{line}")?;
@@ -119,7 +138,7 @@ fn print_confinement() -> Result<(), Failure> {
         ram: Ram::default(),
         runtime_dir: nowhere,
     };
-    let (confinement, scope) = confine::apply(&vm, None, None);
+    let (confinement, scope) = confine::apply(&vm, None, None, &[]);
     let line = serde_json::to_string(&confinement)?;
     writeln!(io::stdout(), "{line}")?;
     drop(scope);

@@ -5,6 +5,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use aegis_types::MOUNTS_MAX;
+
+use crate::mounts::saved_file;
 use aegis_proto::saved::{SAVED_FILE, STATE_FILE, SavedVm, TAKEN_FILE};
 
 const HOST_BOOT: &str = "/proc/sys/kernel/random/boot_id";
@@ -19,6 +22,11 @@ impl Saved {
     /// What belongs to the memory in this file.
     pub(crate) fn beside(ram: &Path) -> Self {
         Self { directory: ram.parent().unwrap_or(Path::new("/")).to_owned() }
+    }
+
+    /// Where all of them are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The file for the state of the devices.
@@ -56,7 +64,10 @@ impl Saved {
     /// Removes everything but the memory: a VM that runs or that was given up is not a saved one.
     pub(crate) fn remove(&self) {
         // In this order: without the first one the others mean nothing.
-        for path in [self.directory.join(SAVED_FILE), self.unfinished(), self.state()] {
+        let mounts = (0..MOUNTS_MAX).map(|number| saved_file(&self.directory, number));
+        for path in
+            [self.directory.join(SAVED_FILE), self.unfinished(), self.state()].into_iter().chain(mounts)
+        {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!("cannot remove {}: {e}", path.display());

@@ -44,6 +44,7 @@ fn config(dir: &Path) -> WorkerConfig {
         machine: String::new(),
         template: false,
         net: None,
+        mounts: Vec::new(),
     }
 }
 
@@ -65,7 +66,7 @@ fn a_confined_thread_reaches_its_vm_and_nothing_else() {
     // The layers apply to the calling thread: the rest of this process stays as it is.
     let confined = std::thread::spawn(move || {
         let dir = confined_dir;
-        let (confinement, _scope) = confine::apply(&config.vm, config.restore.as_ref(), None);
+        let (confinement, _scope) = confine::apply(&config.vm, config.restore.as_ref(), None, &config.mounts);
 
         // What a VM needs works.
         assert_eq!(fs::read_to_string(dir.join("kernel")).unwrap(), "kernel");
@@ -113,7 +114,7 @@ fn only_the_network_has_sockets(dir: &Path) {
     fs::create_dir(&net.log_dir).unwrap();
     let (config, dir) = (config(dir), dir.to_owned());
     let worker = std::thread::spawn(move || {
-        let (confinement, _scope) = confine::apply(&config.vm, None, Some(&net));
+        let (confinement, _scope) = confine::apply(&config.vm, None, Some(&net), &[]);
         let (offline, go) = mpsc::channel::<()>();
         let network = std::thread::spawn(move || {
             // The other thread has given everything up by then.

@@ -100,6 +100,7 @@ impl Accel {
             machine: String::new(),
             template: false,
             net: None,
+            mounts: Vec::new(),
         };
         tracing::info!("trying whether KVM boots a VM");
         let verdict = judge(trial(&worker, &config).await);
@@ -182,6 +183,7 @@ mod tests {
             machine: String::new(),
             template: false,
             net: None,
+            mounts: Vec::new(),
         }
     }
 

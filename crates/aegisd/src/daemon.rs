@@ -40,6 +40,7 @@ use crate::registry::{StoredRegistry, to_record};
 use crate::socket;
 use crate::templates::TemplateOptions;
 use crate::text::chain;
+use crate::workspaces::Workspaces;
 
 /// Time for the commands of instances between SIGTERM and SIGKILL when the daemon ends.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -164,6 +165,7 @@ impl Daemon {
             move || Arc::new(Networks::new(home, &Environment::process()))
         })
         .await;
+        let workspaces = Arc::new(Workspaces::new(home.clone()));
         let (launcher, workers): (Arc<dyn ports::Launcher>, _) = match launcher {
             Some(launcher) => (launcher, None),
             None => {
@@ -178,6 +180,7 @@ impl Daemon {
                     machines,
                     Arc::clone(&accel),
                     Arc::clone(&networks),
+                    Arc::clone(&workspaces),
                     template_options(&settings),
                 );
                 launcher.reap_orphans(&ids).await.map_err(failed("look through", home.run()))?;
@@ -214,6 +217,7 @@ impl Daemon {
             settings,
             exposes,
             networks,
+            workspaces,
             router,
             templates: workers.as_ref().map(|launcher| Arc::clone(launcher.templates())),
             ending: watch::Sender::new(None),
@@ -410,8 +414,8 @@ impl ports::Launcher for WithLogs {
         self.launcher.clean_up(id).await;
     }
 
-    async fn remove(&self, id: &InstanceId) -> io::Result<()> {
-        self.launcher.remove(id).await?;
-        self.logs.remove(id).await
+    async fn remove(&self, spec: &InstanceSpec) -> io::Result<()> {
+        self.launcher.remove(spec).await?;
+        self.logs.remove(&spec.id).await
     }
 }

@@ -24,6 +24,7 @@ mod saved;
 mod socket;
 mod templates;
 mod text;
+mod workspaces;
 
 pub use assets::AssetFlags;
 pub use daemon::{Daemon, DaemonOptions, Running, StartError};

@@ -40,6 +40,8 @@ fn to_row(record: Record) -> InstanceRow {
         vcpus: spec.vcpus,
         policy: spec.policy,
         parent_id: spec.parent,
+        mounts: spec.mounts,
+        auto_workspace: spec.auto_workspace,
         created_at: spec.created_at,
         enabled,
         live,
@@ -74,6 +76,8 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
             vcpus: row.vcpus,
             policy: row.policy,
             parent: row.parent_id,
+            mounts: row.mounts,
+            auto_workspace: row.auto_workspace,
             created_at: row.created_at,
         },
         enabled: row.enabled,
@@ -89,7 +93,7 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use aegis_types::{Handle, ImageName, Mib, Policy, StopReason, Vcpus};
+    use aegis_types::{Handle, ImageName, Mib, Mount, MountPoint, Policy, StopReason, Vcpus};
     use jiff::Timestamp;
 
     use super::*;
@@ -107,6 +111,8 @@ mod tests {
             vcpus: Vcpus::DEFAULT,
             policy: Policy { no_hibernate: true, ..Policy::default() },
             parent: Some(InstanceId::from_unix_nanos(7)),
+            mounts: vec![Mount { host: "/srv".into(), guest: MountPoint::workspace(), read_only: true }],
+            auto_workspace: true,
             created_at: Timestamp::UNIX_EPOCH,
         };
         let stop = LastStop {

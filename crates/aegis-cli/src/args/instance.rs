@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use aegis_types::{Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, RestartPolicy, Vcpus};
+use aegis_types::{Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Mount, RestartPolicy, Vcpus};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::Format;
-use super::values::{cpus, duration_text, guest_dir, idle_policy, memory, net, time, timeout, variable};
+use super::values::{
+    Workspace, cpus, duration_text, guest_dir, idle_policy, memory, mount, net, time, timeout, variable,
+    workspace,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct InstanceOptions {
@@ -28,6 +31,13 @@ pub(crate) struct InstanceOptions {
     /// Working directory in the guest
     #[arg(long, value_name = "DIR", value_parser = guest_dir)]
     pub(crate) workdir: Option<String>,
+    /// What it has at /workspace: the name of a workspace, or a directory of this machine (a path with a `/`, or one that
+    /// begins with `.`); `:ro` at the end keeps it from changing it [default: a workspace of its own]
+    #[arg(long, value_name = "WORKSPACE[:ro]", value_parser = workspace)]
+    pub(crate) workspace: Option<Workspace>,
+    /// Directory of this machine that it has somewhere else, as HOST:GUEST[:ro]; may be repeated
+    #[arg(long, value_name = "HOST:GUEST[:ro]", value_parser = mount)]
+    pub(crate) mount: Vec<Mount>,
     /// Port to reach from the host: [PUBLIC:]GUEST[/http|tcp|grpc]; may be repeated
     #[arg(long, value_name = "PORT", value_parser = str::parse::<Expose>)]
     pub(crate) expose: Vec<Expose>,

@@ -77,6 +77,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TemplateCommand,
     },
+    /// Manage workspaces: directories that instances have at /workspace
+    Workspace {
+        #[command(subcommand)]
+        command: WorkspaceCommand,
+    },
     /// Show what instances cost and how they started
     Stats {
         /// Name or id; all instances without it
@@ -220,6 +225,26 @@ pub(crate) enum NetCommand {
         /// NAME, *.NAME, ADDRESS or NETWORK with an optional :PORT
         #[arg(required = true, value_name = "RULE", value_parser = str::parse::<NetRule>)]
         rules: Vec<NetRule>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkspaceCommand {
+    /// List workspaces
+    List(Format),
+    /// Show what workspaces take up on the disk
+    Du {
+        /// Names; all workspaces without one
+        #[arg(value_name = "WORKSPACE")]
+        names: Vec<String>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Delete workspaces with everything in them
+    Delete {
+        /// Names
+        #[arg(required = true, value_name = "WORKSPACE")]
+        names: Vec<String>,
     },
 }
 

@@ -1,8 +1,9 @@
 //! Values of options, checked while the command line is read.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{IdlePolicy, Mib, NetPolicy, Vcpus, parse_duration};
+use aegis_types::{IdlePolicy, Mib, Mount, NetPolicy, Vcpus, parse_duration};
 use jiff::Timestamp;
 
 /// Longer than anybody waits, and short enough for every clock.
@@ -30,6 +31,57 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
 
 pub(super) fn guest_dir(text: &str) -> Result<String, String> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err("it must start with `/`".to_owned()) }
+}
+
+/// What `--workspace` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Workspace {
+    /// A name, or an absolute path.
+    pub(crate) source: String,
+    pub(crate) read_only: bool,
+}
+
+pub(super) fn workspace(text: &str) -> Result<Workspace, String> {
+    let (source, read_only) = read_only(text);
+    let is_path = source.contains('/') || source.starts_with('.');
+    match source {
+        "" => Err("it is empty".to_owned()),
+        "~" => Err(HOME_HINT.to_owned()),
+        path if is_path => {
+            let path = absolute(path)?;
+            let source = path.into_os_string().into_string().map_err(|_| "its path is not valid UTF-8")?;
+            Ok(Workspace { source, read_only })
+        }
+        name => Ok(Workspace { source: name.to_owned(), read_only }),
+    }
+}
+
+pub(super) fn mount(text: &str) -> Result<Mount, String> {
+    let (text, read_only) = read_only(text);
+    let colon = text.rfind(":/").ok_or("write it as HOST:GUEST or HOST:GUEST:ro, with an absolute GUEST")?;
+    let (host, guest) = (&text[..colon], &text[colon + 1..]);
+    if host.is_empty() {
+        return Err("the directory of this machine is missing".to_owned());
+    }
+    let guest = guest.parse().map_err(|e: aegis_types::InvalidMountPoint| e.to_string())?;
+    Ok(Mount { host: absolute(host)?, guest, read_only })
+}
+
+const HOME_HINT: &str = "the shell has left the `~` as it is: write `$HOME`";
+
+fn read_only(text: &str) -> (&str, bool) {
+    match text.strip_suffix(":ro") {
+        Some(source) => (source, true),
+        None => (text.strip_suffix(":rw").unwrap_or(text), false),
+    }
+}
+
+/// As seen from where the user is, which the daemon does not know.
+fn absolute(path: &str) -> Result<PathBuf, String> {
+    if path == "~" || path.starts_with("~/") {
+        return Err(HOME_HINT.to_owned());
+    }
+    std::path::absolute(path).map_err(|e| e.to_string())
 }
 
 /// Checked alone here, and with the others later.
@@ -79,6 +131,34 @@ mod tests {
         assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
         assert_eq!(variable("A="), Ok(("A".to_owned(), String::new())));
         assert!(variable("A").is_err() && variable("=b").is_err());
+    }
+
+    #[test]
+    fn workspaces_are_names_or_paths() {
+        let here = std::env::current_dir().unwrap();
+        let parsed = |text: &str| workspace(text).map(|parsed| (parsed.source, parsed.read_only));
+        assert_eq!(parsed("app"), Ok(("app".to_owned(), false)));
+        assert_eq!(parsed("app:ro"), Ok(("app".to_owned(), true)));
+        assert_eq!(parsed("/srv/x:rw"), Ok(("/srv/x".to_owned(), false)));
+        assert_eq!(parsed("./code:ro"), Ok((here.join("code").to_str().unwrap().to_owned(), true)));
+        assert_eq!(parsed("."), Ok((here.to_str().unwrap().to_owned(), false)));
+        assert!(
+            parsed("").is_err() && parsed(":ro").is_err() && parsed("~/x").is_err() && parsed("~").is_err()
+        );
+    }
+
+    #[test]
+    fn mounts_have_two_paths() {
+        let here = std::env::current_dir().unwrap();
+        let parsed = mount("data:/data:ro").unwrap();
+        assert_eq!(
+            (parsed.host, parsed.guest.as_str(), parsed.read_only),
+            (here.join("data"), "/data", true)
+        );
+        assert_eq!(mount("/a:b:/c").unwrap().host, PathBuf::from("/a:b"));
+        for bad in ["/a", "/a:", "/a:b", ":/b", "/a:/", "/a:/proc", "~/a:/b"] {
+            assert!(mount(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

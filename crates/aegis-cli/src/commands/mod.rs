@@ -13,6 +13,7 @@ mod run;
 mod stats;
 mod status;
 mod template;
+mod workspace;
 
 use std::path::PathBuf;
 
@@ -55,6 +56,7 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Net { command } => net::run(&context()?, command).await.map(|()| 0),
         Command::Image { command } => image::run(&context()?, command).await.map(|()| 0),
         Command::Template { command } => template::run(&context()?, command).await.map(|()| 0),
+        Command::Workspace { command } => workspace::run(&context()?, command).await,
         Command::Stats { target, format } => {
             stats::run(&context()?, target.as_deref(), format.json).await.map(|()| 0)
         }
@@ -88,6 +90,9 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> Result<CreateInst
         memory_mb: options.memory,
         vcpus: options.cpus,
         exposes: options.expose.into_iter().map(ExposeRequest::from).collect(),
+        workspace_read_only: options.workspace.as_ref().is_some_and(|workspace| workspace.read_only),
+        workspace: options.workspace.map(|workspace| workspace.source),
+        mounts: options.mount,
         net,
         host_ports: options.host_port,
         pause_after_ms: options.pause_after.map(ui::milliseconds),

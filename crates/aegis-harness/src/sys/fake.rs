@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use aegis_proto::hello::GuestNetwork;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::sync::watch;
@@ -55,6 +57,8 @@ struct State {
     files: BTreeMap<PathBuf, Vec<u8>>,
     disks: BTreeSet<String>,
     broken_mount: Option<String>,
+    /// The kernel's ends.
+    fuse: BTreeMap<String, OwnedFd>,
     /// Processes that were not reaped yet.
     children: BTreeSet<u32>,
     /// Process groups whose leader is gone and that still have members.
@@ -101,6 +105,11 @@ impl FakeSys {
     pub fn with_file(self, path: &str, contents: &[u8]) -> Self {
         self.lock().files.insert(path.into(), contents.to_vec());
         self
+    }
+
+    /// The kernel's end of the file system that is mounted there, once.
+    pub fn take_fuse(&self, target: &str) -> Option<OwnedFd> {
+        self.lock().fuse.remove(target)
     }
 
     /// Everything that was done so far, in order.
@@ -167,6 +176,25 @@ impl Sys for FakeSys {
         Ok(())
     }
 
+    fn mount_fuse(&self, target: &str, _: bool) -> io::Result<OwnedFd> {
+        let kind = "fuse".to_owned();
+        let mut state = self.lock();
+        let broken = state.broken_mount.as_ref() == Some(&kind);
+        state.calls.push(Call::Mount { kind, target: target.to_owned() });
+        if broken {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
+        // As the device does, a pair keeps messages apart.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, kernel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        state.fuse.insert(target.to_owned(), kernel);
+        Ok(ours)
+    }
+
+    fn set_read_ahead(&self, _: &str, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+
     fn load_module(&self, path: &Path) -> io::Result<()> {
         self.record(Call::LoadModule(path.display().to_string()))
     }
@@ -202,6 +230,10 @@ impl Sys for FakeSys {
     fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
         self.lock().files.insert(path.to_owned(), contents.to_vec());
         self.record(Call::WriteFile(path.to_owned()))
+    }
+
+    fn make_directory(&self, _: &Path) -> io::Result<()> {
+        Ok(())
     }
 
     fn symlink(&self, target: &str, path: &Path) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use aegis_proto::hello::GuestNetwork;
 use aegis_types::ExitStatus;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -39,6 +39,27 @@ impl Sys for LinuxSys {
         let options = CString::new(mount.options)?;
         rustix::mount::mount(mount.source, mount.target, mount.kind, mount.flags, options.as_c_str())?;
         Ok(())
+    }
+
+    fn mount_fuse(&self, target: &str, read_only: bool) -> io::Result<OwnedFd> {
+        fs::create_dir_all(target)?;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
+        // For every user of the guest: the host does not tell them apart.
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+        let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+        flags.set(MountFlags::RDONLY, read_only);
+        let options = CString::new(options)?;
+        rustix::mount::mount("aegis", target, "fuse.aegis", flags, options.as_c_str())?;
+        Ok(device)
+    }
+
+    fn set_read_ahead(&self, target: &str, kib: u32) -> io::Result<()> {
+        // Without asking the file system itself.
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let found = rustix::fs::statx(CWD, target, flags, StatxFlags::TYPE)?;
+        let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", found.stx_dev_major, found.stx_dev_minor);
+        fs::write(path, kib.to_string())
     }
 
     fn load_module(&self, path: &Path) -> io::Result<()> {
@@ -114,6 +135,13 @@ impl Sys for LinuxSys {
             fs::create_dir_all(directory)?;
         }
         File::create(path)?.write_all(contents)
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        match fs::create_dir(path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(()),
+        }
     }
 
     fn symlink(&self, target: &str, path: &Path) -> io::Result<()> {

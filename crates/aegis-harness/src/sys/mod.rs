@@ -75,6 +75,10 @@ pub struct Reaped {
 pub trait Sys: Send + Sync + 'static {
     /// Mounts a file system.
     fn mount(&self, mount: &Mount<'_>) -> io::Result<()>;
+    /// Mounts a file system of which the harness answers for, and gives the descriptor for its messages: fuse(4).
+    fn mount_fuse(&self, target: &str, read_only: bool) -> io::Result<OwnedFd>;
+    /// Has the kernel read ahead this many KiB in the file system that is mounted there.
+    fn set_read_ahead(&self, target: &str, kib: u32) -> io::Result<()>;
     /// Loads a kernel module; one that is loaded already is fine.
     fn load_module(&self, path: &Path) -> io::Result<()>;
     /// The device of the disk with this serial number.
@@ -95,6 +99,8 @@ pub trait Sys: Send + Sync + 'static {
     fn cache_file(&self, path: &Path, bytes_max: u64) -> io::Result<()>;
     /// Writes a small file and makes its directory when that is missing.
     fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
+    /// Makes a directory; an existing name is fine.
+    fn make_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes a symbolic link; an existing name is fine.
     fn symlink(&self, target: &str, path: &Path) -> io::Result<()>;
     /// Whether the name exists, dangling links included.

@@ -78,6 +78,7 @@ pub(crate) fn hello() -> Hello {
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         template: false,
         network: None,
+        mounts: Vec::new(),
     }
 }
 

@@ -239,7 +239,7 @@ impl Worker for Arc<Guest> {
                 Service::Logs => guest.logs(theirs).await,
                 Service::Exec => guest.exec(theirs).await,
                 Service::Tcp => guest.tcp(theirs).await,
-                Service::Activity => {}
+                Service::Activity | Service::Fuse => {}
             }
         });
         Ok(Box::new(ours))

@@ -36,6 +36,8 @@ pub(crate) fn with_policy(n: u64, handle: &str, policy: Policy) -> InstanceSpec 
         vcpus: Vcpus::DEFAULT,
         policy,
         parent: None,
+        mounts: Vec::new(),
+        auto_workspace: false,
         created_at: Timestamp::UNIX_EPOCH,
     }
 }
@@ -217,7 +219,7 @@ impl Launcher for Port {
         self.0.called("clean_up");
     }
 
-    async fn remove(&self, _: &InstanceId) -> io::Result<()> {
+    async fn remove(&self, _: &InstanceSpec) -> io::Result<()> {
         self.0.called("remove");
         if self.0.remove_fails.load(Ordering::SeqCst) { Err(io::Error::other("busy")) } else { Ok(()) }
     }

@@ -64,8 +64,8 @@ impl Launcher for Mortal {
     async fn clean_up(&self, id: &InstanceId) {
         self.during(self.port.clean_up(id)).await;
     }
-    async fn remove(&self, id: &InstanceId) -> io::Result<()> {
-        self.during(self.port.remove(id)).await
+    async fn remove(&self, spec: &InstanceSpec) -> io::Result<()> {
+        self.during(self.port.remove(spec)).await
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use aegis_store::{ExposeRow, InstanceRow, Store, StoreError};
 use aegis_types::{
-    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, Mib, Policy, Protocol, PublicPort, RestartPolicy,
-    StopReason, Vcpus,
+    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, Mib, Mount, MountPoint, Policy, Protocol,
+    PublicPort, RestartPolicy, StopReason, Vcpus,
 };
 use jiff::Timestamp;
 
@@ -26,6 +26,8 @@ fn row(id: u64) -> InstanceRow {
         vcpus: Vcpus::new(2).unwrap(),
         policy: Policy { ephemeral: true, ..Policy::default() },
         parent_id: Some(InstanceId::from_unix_nanos(9)),
+        mounts: vec![Mount { host: "/srv".into(), guest: MountPoint::workspace(), read_only: true }],
+        auto_workspace: true,
         created_at: at(i64::try_from(id).unwrap()),
         enabled: true,
         live: true,

@@ -3,8 +3,8 @@
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 
-/// Streams of guests and clients, several descriptors each, and room to spare.
-const OPEN_FILES_MAX: u64 = 4096;
+/// Streams of guests and clients, several descriptors each, and every file that a guest has open in a directory of the host.
+const OPEN_FILES_MAX: u64 = 32 * 1024;
 
 /// Lowers what can be lowered. Nothing is raised above the limits that we were given.
 pub(super) fn apply() {

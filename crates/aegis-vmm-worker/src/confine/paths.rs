@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aegis_proto::worker::Restore;
-use aegis_types::{NetSetup, Ram, VmSpec};
+use aegis_types::{Mount, NetSetup, Ram, VmSpec};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope as Isolation, path_beneath_rules,
@@ -33,6 +33,7 @@ pub(super) fn restrict(
     vm: &VmSpec,
     restore: Option<&Restore>,
     net: Option<&NetSetup>,
+    mounts: &[Mount],
     scope: Option<&Scope>,
 ) -> Result<u32, RulesetError> {
     let read = AccessFs::from_read(NEWEST);
@@ -51,6 +52,10 @@ pub(super) fn restrict(
     };
     let log = net.map(|net| net.log_dir.as_path());
     let directories = memory.into_iter().chain(log).chain([vm.runtime_dir.as_path()]);
+    let served = all & !(AccessFs::Execute | AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev);
+    let (read_only, read_write): (Vec<&Mount>, Vec<&Mount>) =
+        mounts.iter().partition(|mount| mount.read_only);
+    let paths = |mounts: Vec<&Mount>| mounts.into_iter().map(|mount| mount.host.clone()).collect::<Vec<_>>();
     let mut ruleset = Ruleset::default().handle_access(all)?;
     if net.is_none() {
         ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
@@ -65,6 +70,8 @@ pub(super) fn restrict(
         .add_rules(path_beneath_rules(boot.into_iter().chain(images).chain(state), AccessFs::ReadFile))?
         .add_rules(path_beneath_rules(DEVICES.iter().map(Path::new).chain(writable), write_file))?
         .add_rules(path_beneath_rules(directories, all & !AccessFs::Execute))?
+        .add_rules(path_beneath_rules(paths(read_only), AccessFs::ReadFile | AccessFs::ReadDir))?
+        .add_rules(path_beneath_rules(paths(read_write), served))?
         .add_rules(path_beneath_rules(
             scope.map(Scope::directories).into_iter().flatten(),
             all & !AccessFs::Execute,

@@ -10,7 +10,7 @@ use aegis_proto::worker::{
     WAIT_READY, WorkerConfig, WorkerStatus,
 };
 use aegis_types::{Accelerator, InstanceId, Mib, Ram, Vcpus, VmId, VmSpec};
-use aegis_vmm_worker::run_until;
+use aegis_vmm_worker::{Outside, run_until};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -53,6 +53,7 @@ pub(crate) fn config(dir: &Path, boot_timeout_ms: u64) -> WorkerConfig {
         machine: String::new(),
         template: false,
         net: None,
+        mounts: Vec::new(),
     }
 }
 
@@ -77,8 +78,15 @@ impl Worker {
             let _ = terminated.await;
         };
         let backend = std::sync::Arc::new(vmm.clone());
-        let running =
-            tokio::spawn(run_until(config, backend, None, control, streams, confinement, terminated));
+        let running = tokio::spawn(run_until(
+            config,
+            backend,
+            Outside::default(),
+            control,
+            streams,
+            confinement,
+            terminated,
+        ));
         let stream = UnixStream::connect(dir.path().join(CONTROL_SOCKET)).await.unwrap();
         let (client, notifications) = Client::new(stream);
         Self { dir, vmm, client, notifications, terminate: Some(terminate), running }

@@ -9,7 +9,7 @@ use aegis_api::{
 };
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Denied, Instance};
-use aegis_types::{InstanceId, InstanceState, Policy, StopReason, parse_duration};
+use aegis_types::{InstanceId, InstanceState, Mount, Policy, StopReason, parse_duration};
 use axum::extract::State;
 use axum::http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
@@ -19,6 +19,8 @@ use tokio::task;
 use super::error::{ApiError, denied, label, no_image, not_created};
 use super::extract::{Json, Params, Target};
 use super::{Shared, ports, view};
+use crate::text;
+use crate::workspaces::{Chosen, WorkspaceError};
 
 pub(super) type Answer<T> = Result<axum::Json<T>, ApiError>;
 
@@ -65,11 +67,26 @@ async fn start_existing(
         ("memory", request.memory_mb.is_some_and(|memory| memory != spec.memory)),
         ("cpus", request.vcpus.is_some_and(|vcpus| vcpus != spec.vcpus)),
         ("network", other_network),
+        ("workspace", other_workspace(app, request, &spec.mounts)),
         ("policy", policy != Policy::default() && policy != spec.policy),
     ];
     let warn = |what: &str| format!("the instance exists already and keeps its own {what}");
     let warnings = differs.iter().filter(|(_, differs)| *differs).map(|(what, _)| warn(what)).collect();
     Ok(created(spec, app.exposes.endpoints(&spec.id), warnings))
+}
+
+/// Whether other directories are wanted than the instance has.
+fn other_workspace(app: &Shared, request: &CreateInstance, mounts: &[Mount]) -> bool {
+    let wanted = match request.workspace.as_deref() {
+        None | Some("") => None,
+        Some(path) if path.starts_with('/') => Some(path.into()),
+        Some(name) => app.workspaces.path(name),
+    };
+    let has = |host: &std::path::Path| {
+        let real = host.canonicalize();
+        mounts.iter().any(|mount| real.as_ref().is_ok_and(|real| *real == mount.host))
+    };
+    wanted.is_some_and(|wanted| !has(&wanted)) || request.mounts.iter().any(|mount| !has(&mount.host))
 }
 
 async fn instance_network(app: &Shared, instance: &Instance) -> Result<NetStatus, ApiError> {
@@ -89,7 +106,9 @@ async fn start_and_listen(app: &Shared, instance: &Instance) -> Result<(), ApiEr
 async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInstance, ApiError> {
     check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
     let policy = request.policy().map_err(|e| ApiError::invalid(e.to_string()))?;
-    let image = request.image_ref.unwrap_or_else(|| app.settings.default_image.value.clone());
+    let net = request.net.clone().unwrap_or_default().checked();
+    let net = net.map_err(|e| ApiError::invalid(e.to_string()))?;
+    let image = request.image_ref.clone().unwrap_or_else(|| app.settings.default_image.value.clone());
     let (images, wanted) = (app.images.clone(), image.clone());
     let found = task::spawn_blocking(move || {
         images.find(&wanted).map_err(|e| {
@@ -98,8 +117,12 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         })
     });
     found.await.expect("looking for an image does not panic")?;
+    let id = InstanceId::from_unix_nanos(app.ids.next());
+    let (workspaces, wished, for_id) = (app.workspaces.clone(), request.clone(), id.clone());
+    let chosen = task::spawn_blocking(move || workspaces.choose(&for_id, &wished));
+    let chosen = chosen.await.expect("making directories does not panic").map_err(|e| not_mountable(&e))?;
     let spec = InstanceSpec {
-        id: InstanceId::from_unix_nanos(app.ids.next()),
+        id,
         handle: request.handle,
         image,
         command: request.command,
@@ -109,20 +132,28 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         vcpus: request.vcpus.unwrap_or(app.settings.default_vcpus.value),
         policy,
         parent: request.parent_id,
+        mounts: chosen.mounts.clone(),
+        auto_workspace: chosen.auto,
         created_at: Timestamp::now(),
     };
-    let policy = request.net.unwrap_or_default().checked().map_err(|e| ApiError::invalid(e.to_string()))?;
-    let network = NetStatus { policy, host_ports: request.host_ports };
+    let network = NetStatus { policy: net, host_ports: request.host_ports };
     // A task of its own: the log must not stay without an instance when the client goes away.
     let (app, exposes) = (app.clone(), request.exposes);
     let creating = app.clone().tasks.spawn(async move {
         // Before there is an instance: without its ports it is not created.
-        let ports = ports::open_all(&app, &spec, exposes).await?;
+        let ports = match ports::open_all(&app, &spec, exposes).await {
+            Ok(ports) => ports,
+            Err(error) => {
+                give_up(&app, chosen).await;
+                return Err(error);
+            }
+        };
         let (networks, id) = (app.networks.clone(), spec.id.clone());
         let saved =
             task::spawn_blocking(move || networks.save(&id, &network).inspect_err(|_| networks.forget(&id)));
         if let Err(error) = saved.await.expect("writing a file does not panic") {
             app.exposes.forget(&spec.id).await;
+            give_up(&app, chosen).await;
             return Err(ApiError::internal("cannot write the network policy", &error));
         }
         // Before the boot, so that a follower misses nothing of it.
@@ -134,6 +165,7 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
             }
             Err(error) => {
                 app.exposes.forget(&spec.id).await;
+                give_up(&app, chosen).await;
                 let (networks, id) = (app.networks.clone(), spec.id.clone());
                 let forgotten = task::spawn_blocking(move || networks.forget(&id));
                 forgotten.await.expect("removing files does not panic");
@@ -144,6 +176,21 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         }
     });
     creating.await.expect("creating does not panic")
+}
+
+/// Removes the directory that was made for an instance that was not created.
+async fn give_up(app: &Shared, chosen: Chosen) {
+    let workspaces = app.workspaces.clone();
+    let given_up = task::spawn_blocking(move || workspaces.give_up(&chosen));
+    given_up.await.expect("removing a directory does not panic");
+}
+
+fn not_mountable(error: &WorkspaceError) -> ApiError {
+    let refusal = ApiError::invalid(error.to_string());
+    match text::cause(error) {
+        Some(cause) => refusal.with_cause(cause),
+        None => refusal,
+    }
 }
 
 fn created(spec: &InstanceSpec, endpoints: Vec<Endpoint>, warnings: Vec<String>) -> CreatedInstance {

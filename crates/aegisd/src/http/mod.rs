@@ -18,6 +18,7 @@ mod status;
 mod templates;
 mod view;
 mod wait;
+mod workspaces;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use crate::images::Images;
 use crate::logs::LogStore;
 use crate::networks::Networks;
 use crate::templates::Templates;
+use crate::workspaces::Workspaces;
 use error::ApiError;
 
 /// Longest body of a JSON request, in bytes.
@@ -63,6 +65,7 @@ pub(crate) struct App {
     pub(crate) settings: Settings,
     pub(crate) exposes: Arc<Exposes>,
     pub(crate) networks: Arc<Networks>,
+    pub(crate) workspaces: Arc<Workspaces>,
     pub(crate) router: RouterStatus,
     /// Absent with a launcher that has none.
     pub(crate) templates: Option<Arc<Templates>>,
@@ -120,6 +123,9 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(paths::METRICS, get(metrics::metrics))
         .route(paths::TEMPLATES, get(templates::list).post(templates::build))
         .route(paths::TEMPLATES_PRUNE, post(templates::prune))
+        .route(paths::WORKSPACES, get(workspaces::list))
+        .route(&format!("{}/{{name}}", paths::WORKSPACES), delete(workspaces::delete))
+        .route(&format!("{}/{{name}}/usage", paths::WORKSPACES), get(workspaces::usage))
         .route(paths::SHUTDOWN, post(status::shutdown))
         .route(paths::IMAGES, get(images::list))
         .route(paths::IMAGE_IMPORT, post(images::import).layer(DefaultBodyLimit::disable()))

@@ -6,10 +6,11 @@ use std::sync::Mutex;
 
 use aegis_config::{AcceleratorSetting, Environment, Home, Setting};
 use aegis_lifecycle::ports::Launcher as _;
+use aegis_lifecycle::record::InstanceSpec;
 use aegis_link::rpc::{Handler, serve};
 use aegis_proto::jsonrpc::RpcError;
 use aegis_proto::worker::{CONSOLE_FILE, EXIT_FILE, STREAMS_SOCKET, WorkerConfig};
-use aegis_types::{Accelerator, Mib, Ram, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, ImageName, Mib, Mount, MountPoint, Policy, Ram, Vcpus, VmId, VmSpec};
 use tokio::net::UnixListener;
 
 use super::super::{process, spawn};
@@ -21,6 +22,7 @@ use crate::images::Images;
 use crate::launcher::machine::Machines;
 use crate::networks::Networks;
 use crate::templates::TemplateOptions;
+use crate::workspaces::Workspaces;
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -40,8 +42,9 @@ fn fixture() -> Fixture {
     let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &setting));
     let boot_timeout = Duration::from_secs(1);
     let networks = Arc::new(Networks::new(home.clone(), &Environment::from_fn(|_| None)));
+    let workspaces = Arc::new(Workspaces::new(home.clone()));
     let machines = Machines { home: home.clone(), assets, images, digests, boot_timeout };
-    let launcher = Launcher::new(machines, accel, networks, TemplateOptions::default());
+    let launcher = Launcher::new(machines, accel, networks, workspaces, TemplateOptions::default());
     Fixture { _dir: dir, home, launcher }
 }
 
@@ -205,8 +208,29 @@ async fn removing_an_instance_removes_every_file_and_is_idempotent() {
     let run_dir = leave(&f.home, &id(1), 1, 0);
     files::make_dir(&f.home.instance_dir(&id(1))).unwrap();
     fs::write(f.home.logs().join("inst-1.console.log"), "").unwrap();
-    f.launcher.remove(&id(1)).await.unwrap();
-    f.launcher.remove(&id(1)).await.unwrap();
+    let own = f.home.workspaces().join("inst-1");
+    fs::create_dir_all(own.join("closed")).unwrap();
+    fs::write(own.join("closed/file"), "").unwrap();
+    fs::set_permissions(own.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    let mounts = vec![Mount { host: own.clone(), guest: MountPoint::workspace(), read_only: false }];
+    let spec = InstanceSpec {
+        id: id(1),
+        handle: None,
+        image: ImageName::parse("base").unwrap(),
+        command: vec!["true".to_owned()],
+        env: std::collections::BTreeMap::new(),
+        workdir: None,
+        memory: Mib::DEFAULT,
+        vcpus: Vcpus::DEFAULT,
+        policy: Policy::default(),
+        parent: None,
+        mounts,
+        auto_workspace: true,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    f.launcher.remove(&spec).await.unwrap();
+    f.launcher.remove(&spec).await.unwrap();
+    assert!(!own.exists());
     assert!(!run_dir.exists() && !f.home.instance_dir(&id(1)).exists());
     assert_eq!(fs::read_dir(f.home.logs()).unwrap().count(), 0);
 }
@@ -246,6 +270,7 @@ fn a_worker_gets_its_sockets_and_none_of_our_variables() {
         machine: String::new(),
         template: false,
         net: None,
+        mounts: Vec::new(),
     };
     let memory = fs::File::open(&source).unwrap();
     let mut child = spawn::spawn(&program, &config, Some(&memory)).unwrap();

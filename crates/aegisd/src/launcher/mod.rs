@@ -39,6 +39,7 @@ use crate::logs::CONSOLE_SUFFIX;
 use crate::networks::Networks;
 use crate::socket;
 use crate::templates::{TemplateOptions, Templates};
+use crate::workspaces::Workspaces;
 use machine::{Machine, Machines};
 use memory::Memories;
 use prepare::{Plan, Prepared, Source};
@@ -68,6 +69,7 @@ impl Launcher {
         machines: Machines,
         accel: Arc<Accel>,
         networks: Arc<Networks>,
+        workspaces: Arc<Workspaces>,
         templates: TemplateOptions,
     ) -> Self {
         let machines = Arc::new(machines);
@@ -76,6 +78,7 @@ impl Launcher {
             templates: Templates::new(Arc::clone(&machines), templates),
             machines,
             networks,
+            workspaces,
         };
         Self { plan: Arc::new(plan), accel, tasks: TaskTracker::new() }
     }
@@ -214,15 +217,17 @@ impl ports::Launcher for Launcher {
         self.forget_vm(id).await;
     }
 
-    async fn remove(&self, id: &InstanceId) -> io::Result<()> {
-        let home = self.home();
+    async fn remove(&self, spec: &InstanceSpec) -> io::Result<()> {
+        let (home, id) = (self.home(), &spec.id);
         let dirs = [home.run_dir(id), home.instance_dir(id)];
         let console = kept_console(home, id);
         let (memories, id) = (Arc::clone(&self.plan.memories), id.clone());
+        let (workspaces, spec) = (Arc::clone(&self.plan.workspaces), spec.clone());
         let removed = task::spawn_blocking(move || {
             // First, and by whoever has the lock of it: nothing is written there any more then.
             memories.discard(&id)?;
             dirs.iter().try_for_each(|dir| files::remove_dir(dir))?;
+            workspaces.remove_own(&spec)?;
             files::remove_file(&console)
         });
         removed.await.expect("removing files does not panic")

@@ -19,6 +19,8 @@ use super::memory::{Memories, Taken};
 use crate::digests::hex;
 use crate::networks::Networks;
 use crate::templates::{Template, Templates};
+use crate::text::chain;
+use crate::workspaces::Workspaces;
 
 /// Decides.
 pub(super) struct Plan {
@@ -26,6 +28,7 @@ pub(super) struct Plan {
     pub(super) memories: Arc<Memories>,
     pub(super) templates: Arc<Templates>,
     pub(super) networks: Arc<Networks>,
+    pub(super) workspaces: Arc<Workspaces>,
 }
 
 /// Everything that a worker is to be started with.
@@ -70,6 +73,11 @@ impl Plan {
         accelerator: Accelerator,
     ) -> Result<Prepared, LaunchError> {
         let began = Instant::now();
+        // First: nothing is used up for a VM that cannot start.
+        self.workspaces.check(&spec.mounts).map_err(|e| LaunchError {
+            message: format!("cannot mount a directory: {}", chain(&e)),
+            hint: Some("put it back where it was, or delete the instance".to_owned()),
+        })?;
         let machine = self.machines.find(&spec.image, spec.memory, spec.vcpus, accelerator)?;
         let found = began.elapsed();
         let mut notes = Vec::new();
@@ -97,6 +105,7 @@ impl Plan {
                 message: format!("cannot set up the network: {e}"),
                 hint: None,
             })?),
+            mounts: spec.mounts.clone(),
         };
         let (find_us, all_us) = (found.as_micros(), began.elapsed().as_micros());
         tracing::debug!(instance = %spec.id, find_us, all_us, "prepared a VM");

@@ -10,6 +10,7 @@ use super::*;
 use crate::launcher::files;
 use crate::saved::tests::leave;
 use crate::templates::tests::{Fixture, KEPT};
+use crate::workspaces::Workspaces;
 use aegis_config::Environment;
 
 const MIB: u64 = 128;
@@ -17,7 +18,8 @@ const MIB: u64 = 128;
 fn plan(f: &Fixture) -> Plan {
     let memories = Arc::new(Memories::new(f.home.clone()));
     let networks = Arc::new(Networks::new(f.home.clone(), &Environment::from_fn(|_| None)));
-    Plan { machines: Arc::clone(&f.machines), memories, templates: f.templates(KEPT), networks }
+    let workspaces = Arc::new(Workspaces::new(f.home.clone()));
+    Plan { machines: Arc::clone(&f.machines), memories, templates: f.templates(KEPT), networks, workspaces }
 }
 
 fn spec(policy: Policy) -> InstanceSpec {
@@ -32,6 +34,8 @@ fn spec(policy: Policy) -> InstanceSpec {
         vcpus: Vcpus::DEFAULT,
         policy,
         parent: None,
+        mounts: Vec::new(),
+        auto_workspace: false,
         created_at: Timestamp::UNIX_EPOCH,
     }
 }

@@ -142,6 +142,7 @@ fn config(machines: &Machines, machine: &Machine, key: &Key, site: &Site) -> Wor
         machine: machine.key.clone(),
         template: true,
         net: None,
+        mounts: Vec::new(),
     }
 }
 

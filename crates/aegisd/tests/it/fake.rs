@@ -88,8 +88,8 @@ impl Launcher for FakeLauncher {
         self.live.lock().unwrap().remove(id);
     }
 
-    async fn remove(&self, id: &InstanceId) -> io::Result<()> {
-        self.removed.lock().unwrap().push(id.clone());
+    async fn remove(&self, spec: &InstanceSpec) -> io::Result<()> {
+        self.removed.lock().unwrap().push(spec.id.clone());
         Ok(())
     }
 }
@@ -175,7 +175,7 @@ impl Guest {
             Service::Control => drop(rpc::serve(stream, Arc::new(Control(self)), None).await),
             Service::Logs => self.logs(stream).await,
             Service::Exec => exec(stream).await,
-            Service::Tcp | Service::Activity => {}
+            Service::Tcp | Service::Activity | Service::Fuse => {}
         }
     }
 

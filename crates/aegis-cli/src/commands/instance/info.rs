@@ -1,9 +1,10 @@
 //! `aegis instance info`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use aegis_api::{Endpoint, InstanceInfo};
-use aegis_types::{GuestPort, RestartPolicy};
+use aegis_types::{GuestPort, Mount, RestartPolicy};
 
 use super::{Context, get, ports};
 use crate::error::CliError;
@@ -28,6 +29,8 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Environment", Some(info.env_keys.join(" ")).filter(|keys| !keys.is_empty())),
         some("Memory", Some(info.memory_mb.to_string())),
         some("CPUs", Some(info.vcpus.get().to_string())),
+        some("Workspace", info.workspace.map(|path| workspace(&path, info.auto_workspace))),
+        some("Mounts", mounts(&info.mounts)),
         some("Network", Some(info.net.policy.to_string())),
         some("Host Ports", host_ports(&info.net.host_ports)),
         some("Endpoints", endpoints(&info.endpoints)),
@@ -56,6 +59,19 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Last Error", info.last_error),
     ];
     ui::print(&ui::fields(&lines.into_iter().flatten().collect::<Vec<_>>()))
+}
+
+fn workspace(path: &Path, auto: bool) -> String {
+    format!("{}{}", path.display(), if auto { " (deleted with the instance)" } else { "" })
+}
+
+/// One line below the label for each.
+fn mounts(mounts: &[Mount]) -> Option<String> {
+    let line = |mount: &Mount| {
+        let read_only = if mount.read_only { " (read-only)" } else { "" };
+        format!("\n  {} -> {}{read_only}", mount.guest, mount.host.display())
+    };
+    (!mounts.is_empty()).then(|| mounts.iter().map(line).collect())
 }
 
 fn host_ports(ports: &[GuestPort]) -> Option<String> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use aegis_proto::worker::{CONTROL_FD, Confinement, STREAMS_FD, WorkerConfig};
 use aegis_testkit::{FakeVmm, Guest};
-use aegis_vmm_worker::run_until;
+use aegis_vmm_worker::{Outside, run_until};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,7 +35,7 @@ fn main() -> Result<(), Failure> {
         let mut terminate = signal(SignalKind::terminate())?;
         let terminated = async { terminate.recv().await.unwrap_or(()) };
         let (control, streams) = (UnixListener::from_std(control)?, UnixListener::from_std(streams)?);
-        run_until(config, Arc::new(vmm), None, control, streams, confinement, terminated).await;
+        run_until(config, Arc::new(vmm), Outside::default(), control, streams, confinement, terminated).await;
         Ok(())
     })
 }

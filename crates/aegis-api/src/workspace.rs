@@ -1,0 +1,30 @@
+//! Workspaces: directories in the home that instances mount by name.
+
+use aegis_types::InstanceId;
+use serde::{Deserialize, Serialize};
+
+/// A workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceSummary {
+    /// Name.
+    pub name: String,
+    /// Absolute path on the host.
+    pub path: std::path::PathBuf,
+    /// Instances that mount it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<InstanceId>,
+    /// It was made for one instance and is deleted with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto: bool,
+}
+
+/// What a workspace takes up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceUsage {
+    /// Name.
+    pub name: String,
+    /// Blocks on the disk, in bytes.
+    pub bytes: u64,
+    /// Files, directories and everything else in it.
+    pub entries: u64,
+}

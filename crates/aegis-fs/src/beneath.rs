@@ -1,0 +1,169 @@
+//! Host-side readers of a directory that a guest writes to: nothing of it is followed or believed.
+
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, chmodat, openat, openat2, renameat,
+    statx, unlinkat,
+};
+use rustix::io::Errno;
+
+/// Directories below each other that are counted; a guest can make more than anybody can open.
+const DEPTH_MAX: usize = 512;
+/// The same for removing them, which is done in several rounds.
+const REMOVAL_DEPTH: usize = 128;
+
+/// Opens a directory with no symbolic link on the way to it: whoever could put one there would choose what is opened.
+///
+/// # Errors
+/// As for openat2(2); `ELOOP` for a symbolic link.
+pub fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS)?)
+}
+
+/// What a directory takes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Blocks on the disk, in bytes. Files with several names count once.
+    pub bytes: u64,
+    /// Entries at any depth.
+    pub entries: u64,
+}
+
+/// Counts what a directory takes up. Symbolic links are counted, never followed; what cannot be read is left out.
+///
+/// # Errors
+/// The directory itself cannot be opened.
+pub fn usage(path: &Path) -> io::Result<Usage> {
+    let root = open_root(path)?;
+    let mut usage = Usage::default();
+    let mut seen = HashSet::new();
+    // Of each directory on the way down, its entries that are left.
+    let mut open = vec![list(&root)?];
+    loop {
+        let depth = open.len();
+        let Some(directory) = open.last_mut() else { break };
+        let Some(entry) = directory.read() else {
+            open.pop();
+            continue;
+        };
+        let Ok(entry) = entry else { continue };
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let Ok(fd) = directory.fd() else { continue };
+        let mask = StatxFlags::BASIC_STATS;
+        let Ok(found) = statx(fd, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, mask) else {
+            continue;
+        };
+        usage.entries += 1;
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
+        let inode = (found.stx_dev_major, found.stx_dev_minor, found.stx_ino);
+        if kind.is_dir() || found.stx_nlink < 2 || seen.insert(inode) {
+            usage.bytes += found.stx_blocks * 512;
+        }
+        if kind.is_dir() && depth < DEPTH_MAX {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let below = openat(fd, name, flags, Mode::empty()).and_then(Dir::new);
+            open.extend(below.ok());
+        }
+    }
+    Ok(usage)
+}
+
+fn list(root: &OwnedFd) -> io::Result<Dir> {
+    Ok(Dir::read_from(root)?)
+}
+
+/// Bytes for entries that are read at once.
+pub(crate) const ENTRIES_BYTES: usize = 32 * 1024;
+
+/// A buffer for [`rustix::fs::RawDir`].
+pub(crate) fn entries_buffer() -> Vec<MaybeUninit<u8>> {
+    vec![MaybeUninit::uninit(); ENTRIES_BYTES]
+}
+
+/// Whether a name is one component that is neither the directory itself nor the one above.
+pub(crate) fn is_component(name: &[u8]) -> bool {
+    !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b".."
+}
+
+/// The error of a file that is not what was asked for: a link where none was expected counts as gone.
+pub(crate) fn stale(errno: Errno) -> io::Error {
+    match errno {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Errno::STALE.into(),
+        other => other.into(),
+    }
+}
+
+/// Removes a directory with everything in it, also what its own permissions protect. Symbolic links are removed, never
+/// followed. It is fine if there is none.
+///
+/// # Errors
+/// Something cannot be removed, or is no directory.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::INVAL.into());
+    };
+    let parent = open_root(parent)?;
+    let root = match open_to_empty(&parent, &CString::new(name.as_encoded_bytes())?) {
+        Err(Errno::NOENT) => return Ok(()),
+        opened => opened?,
+    };
+    // Whatever is nested too deeply is moved up here, where it is found again.
+    let mut moved = 0_u64;
+    while empty(&root, &root, 0, &mut moved)? {}
+    drop(root);
+    Ok(unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Opens a directory so that everything in it can be removed.
+fn open_to_empty(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(
+        parent,
+        name,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+    if !mode.contains(Mode::RWXU) {
+        chmodat(CWD, crate::locate::path_of(&found).as_c_str(), Mode::RWXU, AtFlags::empty())?;
+    }
+    openat(&found, c".", flags, Mode::empty())
+}
+
+/// Removes what is in a directory. True if something was moved to the root, which is to be emptied again.
+fn empty(root: &OwnedFd, directory: &OwnedFd, depth: usize, moved: &mut u64) -> io::Result<bool> {
+    let mut again = false;
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        match unlinkat(directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(e) => return Err(e.into()),
+        }
+        if depth == REMOVAL_DEPTH {
+            *moved += 1;
+            renameat(directory, name, root, format!(".removed-{}-{moved}", std::process::id()))?;
+            again = true;
+            continue;
+        }
+        let below = open_to_empty(directory, name)?;
+        again |= empty(root, &below, depth + 1, moved)?;
+        drop(below);
+        unlinkat(directory, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(again)
+}
