@@ -1,7 +1,7 @@
 //! Directories of the host as file systems of a guest: a FUSE server over any stream.
 //!
 //! ```text
-//! guest kernel ─/dev/fuse─ pump of the harness ══stream══ [`serve`] ─► [`Directory`] ─► openat(2) and its kind
+//! guest kernel ─/dev/fuse─ pump of the harness ══port══ [`serve`] ─► [`Directory`] ─► openat(2) and its kind
 //!                                                            ▲            │ tables: node ids, names, handles
 //!                                              invalidations └── watch ◄──┘ inotify(7): what others change
 //! ```
@@ -37,15 +37,14 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::mpsc;
-
 pub use beneath::{Usage, open_root, remove_tree, usage};
 pub use saved::SavedError;
 pub use session::{SessionError, serve};
 
 use listing::Stream;
+use session::Listener;
 use table::Table;
-use watch::{Notice, Watcher};
+use watch::Watcher;
 
 /// A directory of the host that a guest has mounted.
 pub struct Directory {
@@ -58,7 +57,7 @@ pub struct Directory {
     streams: Mutex<VecDeque<(u64, Stream)>>,
     watcher: Watcher,
     /// Where the session of the moment takes invalidations from.
-    notices: Mutex<Option<mpsc::Sender<Notice>>>,
+    notices: Mutex<Option<Listener>>,
     /// An invalidation could not be sent: the guest may know something that is not so any more.
     missed: AtomicBool,
 }

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use crate::Directory;
 use crate::locate::{SHORT, key, path_of, stamp, stat_at, stat_fd};
+use crate::session::Listener;
 use crate::table::{NodeId, Watch};
 
 /// Changes often come in groups, which are looked at once.
@@ -132,22 +133,23 @@ impl Pending {
 
 fn run(directory: &Weak<Directory>) {
     let mut pending = Pending::default();
-    // Since when something waits to be looked at.
-    let mut since: Option<Instant> = None;
     loop {
         // Not held while waiting, so that the last user's end is the end.
         let Some(found) = directory.upgrade() else { return };
-        let watcher = &found.watcher;
-        let wait = match since {
-            Some(_) => MOMENT,
-            None if watcher.incomplete.load(Ordering::Relaxed) => SHORT,
-            None => QUIET,
+        let wait = match found.watcher.incomplete.load(Ordering::Relaxed) {
+            _ if !pending.is_empty() => MOMENT,
+            true => SHORT,
+            false => QUIET,
         };
-        let fds = (Arc::clone(&watcher.inotify), Arc::clone(&watcher.bell));
+        let (inotify, bell) = (Arc::clone(&found.watcher.inotify), Arc::clone(&found.watcher.bell));
         drop(found);
-        let changed = wait_for(fds.0.as_ref().as_ref(), fds.1.as_ref().as_ref(), wait);
+        let changed = wait_for(inotify.as_ref().as_ref(), bell.as_ref().as_ref(), wait);
+        if changed && pending.is_empty() {
+            // The rest of the group is on its way.
+            thread::sleep(MOMENT);
+        }
         let Some(found) = directory.upgrade() else { return };
-        if let Some(inotify) = fds.0.as_ref() {
+        if let Some(inotify) = inotify.as_ref() {
             found.read_events(inotify, &mut pending);
         }
         if found.can_tell() && found.missed.swap(false, Ordering::Relaxed) {
@@ -156,12 +158,7 @@ fn run(directory: &Weak<Directory>) {
         if !changed && found.watcher.incomplete.load(Ordering::Relaxed) {
             found.look_at_unwatched(&mut pending);
         }
-        if pending.is_empty() {
-            since = None;
-        } else if !changed || since.get_or_insert_with(Instant::now).elapsed() >= MOMENT {
-            found.look(&mut pending);
-            since = (!pending.is_empty()).then(Instant::now);
-        }
+        found.look(&mut pending);
     }
 }
 
@@ -323,13 +320,13 @@ impl Directory {
 
     fn can_tell(&self) -> bool {
         let notices = self.notices.lock().expect("no panic while held");
-        notices.as_ref().is_some_and(|notices| notices.capacity() > 0)
+        notices.as_ref().is_some_and(Listener::has_room)
     }
 
     /// Tells the guest to forget something, now or as soon as it listens again.
     pub(crate) fn notify(&self, notice: Notice) {
         let notices = self.notices.lock().expect("no panic while held");
-        let sent = notices.as_ref().is_some_and(|notices| notices.try_send(notice).is_ok());
+        let sent = notices.as_ref().is_some_and(|listener| listener.tell(notice));
         if !sent {
             self.missed.store(true, Ordering::Relaxed);
         }

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aegis_link::guest::{GuestLink, Incoming, receive_hello, send_parked};
-use aegis_link::{Carrier, LinkError, Stream, rpc};
+use aegis_link::{Carrier, LinkError, Stream, buffered, rpc};
 use aegis_proto::GENERATION;
-use aegis_proto::hello::{HELLO_MAX, Hello, Welcome};
+use aegis_proto::hello::{Hello, Welcome};
 use aegis_proto::service::Service;
-use tokio::io::{AsyncWriteExt as _, BufReader};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -250,7 +250,7 @@ impl Core {
                 Ok(())
             }
             Service::Fuse => {
-                self.mounts.serve(&self.sys, stream).await;
+                self.mounts.serve(stream).await;
                 Ok(())
             }
             Service::Logs => self.primary.logs.serve(stream).await.map_err(|e| e.to_string()),
@@ -270,10 +270,10 @@ impl Harness {
         let modules = boot::first_steps(&*sys);
         let core = Arc::new(Core {
             reaper: Reaper::new(Arc::clone(&sys)),
+            mounts: Mounts::new(&sys),
             sys,
             primary: Arc::new(Primary::new()),
             tasks: Tasks::default(),
-            mounts: Mounts::default(),
             root: watch::Sender::new(Root::Waiting(modules)),
             identity: Mutex::default(),
             parked: AtomicBool::new(false),
@@ -302,9 +302,8 @@ impl Harness {
 
     async fn session<C: Carrier>(&self, carrier: C) -> Result<(), SessionError> {
         let core = &self.core;
-        // The greeting is read byte by byte, and a byte of a port costs a system call. What is read ahead belongs to
-        // this session: the host says nothing for the next one before it has heard of it.
-        let mut carrier = BufReader::with_capacity(HELLO_MAX, carrier);
+        // What is read ahead belongs to this session: the host says nothing for the next one before it has heard of it.
+        let mut carrier = buffered(carrier);
         if core.parked.load(Ordering::Relaxed) {
             end_line(&mut carrier).await?;
             send_parked(&mut carrier).await.map_err(LinkError::Io)?;

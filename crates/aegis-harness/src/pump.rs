@@ -1,239 +1,462 @@
-//! Carries the messages of one mounted file system between the kernel's device and a stream to the host: fuse(4).
+//! Carries messages between the devices of mounted file systems, fuse(4), and the port to the host.
 //!
 //! ```text
-//! kernel ─ read ─► requests ──► stream      not while the guest is being parked
-//! kernel ◄─ write ─ answers ◄── stream      and what the host has to tell, by a thread of its own
+//! kernel ─ read ─► a thread for each mount ─ write ─► port      not while the guest is being parked
+//! kernel ◄─ write ─ one thread ◄─ read ─ port                   and what the host has to tell, by another thread
 //! ```
-//! **Invariant:** whatever was read from the device is answered there, at the latest when its stream ends: a process that
+//! Threads and plain system calls, because that is the least that an exchange can cost: with an emulated CPU each message
+//! that took the way of the link cost a guest twice as much.
+//!
+//! **Invariant:** whatever was read from a device is answered there, at the latest when its session ends: a process that
 //! waits for an answer cannot be killed. Only the kernel's first request, without which it never asks anything, is kept for
-//! the next stream.
+//! the next session.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread;
 
-use aegis_link::Carrier;
-use aegis_proto::fuse::{ANSWER_HEADER, MESSAGE_MAX, REQUEST_HEADER};
+use aegis_proto::fuse::{
+    ANSWER_HEADER, END, MESSAGE_MAX, NONCE_BYTES, PLACE_BYTES, REQUEST_HEADER, after_nonce,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, Interest, split};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::sys::{Sys, linux};
+use crate::sys::Sys;
 
 // Operations of `linux/fuse.h`.
 const FORGET: u32 = 2;
 const READ: u32 = 15;
+const RELEASE: u32 = 18;
+const GETXATTR: u32 = 22;
 const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
 const NOTIFY_REPLY: u32 = 41;
 const BATCH_FORGET: u32 = 42;
 
-/// Messages that arrive together are taken out of the stream together.
-const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// Bytes of `struct fuse_getxattr_in`, after which the name stands.
+const GETXATTR_IN: usize = 8;
+/// Place of `size` in `struct fuse_read_in`.
+const READ_SIZE: usize = 16;
+/// Attributes that only the kernel asks for.
+const KERNELS_OWN: [&[u8]; 3] = [b"security.", b"system.", b"trusted."];
+
+type Nonce = [u8; NONCE_BYTES];
+
+/// Bytes that are read from the port at once.
+const PORT_BYTES: usize = 64 * 1024;
 /// A read of this size is one of a file that is read from beginning to end.
 const LONG_READ: u32 = 64 * 1024;
 /// How far the kernel reads ahead then, in KiB; its default is 128.
 const READ_AHEAD_KIB: u32 = 1024;
+/// What waits for the next request, at most.
+const LATER_BYTES: usize = 16 * 1024;
+/// How long it waits for one.
+const LATER: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// None of them calls deep.
+const STACK_BYTES: usize = 128 * 1024;
 
 /// A mounted file system.
-pub(crate) struct Mounted {
+struct Mounted {
+    place: u32,
     target: String,
-    device: AsyncFd<OwnedFd>,
-    /// Held by the stream that is served.
-    stream: tokio::sync::Mutex<()>,
-    /// Nothing more is read from the device.
-    held: watch::Sender<bool>,
-    /// Requests without an answer, by their number; the message where it can be sent again.
-    open: Mutex<HashMap<u64, Option<Vec<u8>>>>,
-    open_count: watch::Sender<usize>,
-    notices: OnceLock<mpsc::Sender<Vec<u8>>>,
+    device: OwnedFd,
     reads_ahead: AtomicBool,
 }
 
-impl Mounted {
-    /// Must be called in a tokio runtime.
-    pub(crate) fn new(target: &str, device: OwnedFd) -> io::Result<Self> {
-        Ok(Self {
-            target: target.to_owned(),
-            device: linux::poll(device, Interest::READABLE)?,
-            stream: tokio::sync::Mutex::default(),
-            held: watch::Sender::new(false),
-            open: Mutex::default(),
-            open_count: watch::Sender::new(0),
+/// A request without an answer.
+struct Open {
+    /// The message, where it can be sent again.
+    again: Option<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct State {
+    mounts: Vec<Arc<Mounted>>,
+    session: Option<Nonce>,
+    /// Nothing more is sent.
+    held: bool,
+    /// By place of the mount and number.
+    open: HashMap<(u32, u64), Open>,
+    /// Threads that are writing to the port.
+    writing: usize,
+}
+
+/// See the module.
+pub(crate) struct Pump {
+    sys: Arc<dyn Sys>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Whether nothing is open and nobody writes; kept while it is held.
+    quiet: watch::Sender<bool>,
+    port: OnceLock<File>,
+    /// Held while a frame is written.
+    turn: Mutex<()>,
+    notices: OnceLock<Sender<(Arc<Mounted>, Vec<u8>)>>,
+}
+
+impl Pump {
+    pub(crate) fn new(sys: Arc<dyn Sys>) -> Self {
+        Self {
+            sys,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            quiet: watch::Sender::new(true),
+            port: OnceLock::new(),
+            turn: Mutex::default(),
             notices: OnceLock::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    /// Whether this mount is there.
+    pub(crate) fn has(&self, place: u32, target: &str) -> bool {
+        self.lock().mounts.iter().any(|mounted| mounted.place == place && mounted.target == target)
+    }
+
+    /// Takes the messages of a mount over.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub(crate) fn add(self: &Arc<Self>, place: u32, target: &str, device: OwnedFd) -> io::Result<()> {
+        let mounted = Arc::new(Mounted {
+            place,
+            target: target.to_owned(),
+            device,
             reads_ahead: AtomicBool::new(false),
-        })
+        });
+        self.lock().mounts.push(Arc::clone(&mounted));
+        let pump = Arc::clone(self);
+        spawn("fuse-requests", move || pump.requests(&mounted))
     }
 
-    pub(crate) fn target(&self) -> &str {
-        &self.target
-    }
-
-    /// Reads nothing more from the device until the next stream.
-    pub(crate) fn hold(&self) {
-        self.held.send_replace(true);
-    }
-
-    /// Waits until everything that was read has been answered.
-    pub(crate) async fn answered(&self) {
-        // The sender is a field of `self`.
-        let _ = self.open_count.subscribe().wait_for(|count| *count == 0).await;
-    }
-
-    /// Serves a stream to its end. One that is still served is waited for: its end is on its way.
-    pub(crate) async fn pump<S: Carrier>(&self, sys: &Arc<dyn Sys>, stream: S) {
-        let _turn = self.stream.lock().await;
-        self.held.send_replace(false);
-        let (reader, writer) = split(stream);
-        let ended = tokio::select! {
-            ended = self.requests(sys, writer) => ended,
-            ended = self.answers(reader) => ended,
-        };
-        if let Err(error) = ended {
-            debug!("the stream of {} broke: {error}", self.target);
-        }
-        self.fail_open();
-    }
-
-    async fn requests<W: AsyncWrite + Unpin>(&self, sys: &Arc<dyn Sys>, mut stream: W) -> io::Result<()> {
-        let kept: Vec<Vec<u8>> = self.lock().values().flatten().cloned().collect();
-        for message in kept {
-            stream.write_all(&message).await?;
-        }
-        stream.flush().await?;
-        let mut held = self.held.subscribe();
-        let mut buffer = vec![0; MESSAGE_MAX];
-        loop {
-            // The sender is a field of `self`.
-            let _ = held.wait_for(|held| !*held).await;
-            let mut ready = tokio::select! {
-                _ = held.changed() => continue,
-                ready = self.device.readable() => ready?,
-            };
-            let read = ready.try_io(|device| Ok(rustix::io::read(device, &mut buffer[..])?));
-            let length = match read {
-                Ok(Ok(length)) => length,
-                // A request was taken back by whoever made it.
-                Ok(Err(e)) if Errno::from_io_error(&e) == Some(Errno::NOENT) => continue,
-                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
-                // Nobody uses it any more: `ENODEV`.
-                Ok(Err(e)) => return Err(e),
-                Err(_not_ready) => continue,
-            };
-            if length < REQUEST_HEADER {
-                return Ok(());
-            }
-            let message = &buffer[..length];
-            self.note(sys, message);
-            stream.write_all(message).await?;
-            stream.flush().await?;
-        }
-    }
-
-    /// Notes a request whose answer somebody waits for.
-    fn note(&self, sys: &Arc<dyn Sys>, message: &[u8]) {
-        let word = |at: usize| u32::from_le_bytes(message[at..at + 4].try_into().expect("four bytes"));
-        let operation = word(4);
-        if operation == READ && message.len() >= REQUEST_HEADER + 20 && word(REQUEST_HEADER + 16) >= LONG_READ
+    /// Begins a session: what waits is sent. The last one, if it has not ended, is over.
+    ///
+    /// # Errors
+    /// The port cannot be used.
+    pub(crate) fn begin(self: &Arc<Self>, nonce: Nonce) -> io::Result<()> {
+        let port = self.open_port()?;
         {
-            self.read_ahead(sys);
+            let mut state = self.lock();
+            self.fail_open(&mut state);
+            state.session = Some(nonce);
         }
-        if matches!(operation, FORGET | BATCH_FORGET | INTERRUPT | NOTIFY_REPLY) {
-            return;
+        let _turn = self.turn.lock().expect("no panic while held");
+        let mut port = port;
+        port.write_all(&nonce)?;
+        let mut state = self.lock();
+        for (&(place, _), open) in &state.open {
+            if let Some(message) = &open.again {
+                port.write_all(&[&place.to_le_bytes()[..], message].concat())?;
+            }
         }
-        let mut open = self.lock();
-        open.insert(unique(message), (operation == INIT).then(|| message.to_vec()));
-        self.open_count.send_replace(open.len());
+        state.held = false;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn open_port(self: &Arc<Self>) -> io::Result<&File> {
+        if let Some(port) = self.port.get() {
+            return Ok(port);
+        }
+        let _turn = self.turn.lock().expect("no panic while held");
+        if self.port.get().is_none() {
+            let port = File::from(self.sys.open_fuse_port()?);
+            let (pump, reader) = (Arc::clone(self), port.try_clone()?);
+            spawn("fuse-answers", move || pump.answers(reader))?;
+            let _ = self.port.set(port);
+        }
+        self.port.get().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Ends a session if it is still the current one.
+    pub(crate) fn end(&self, nonce: Nonce) {
+        let mut state = self.lock();
+        if state.session == Some(nonce) {
+            state.session = None;
+            self.fail_open(&mut state);
+        }
+    }
+
+    /// Sends nothing more until the next session.
+    pub(crate) fn hold(&self) {
+        let mut state = self.lock();
+        state.held = true;
+        self.note_quiet(&state);
+    }
+
+    /// Waits until everything that was sent has been answered.
+    pub(crate) async fn quiet(&self) {
+        // The sender is a field of `self`.
+        let _ = self.quiet.subscribe().wait_for(|quiet| *quiet).await;
+    }
+
+    /// Tells the host that nothing more comes.
+    ///
+    /// # Errors
+    /// The port cannot be used.
+    pub(crate) fn say_end(&self) -> io::Result<()> {
+        if self.lock().session.is_none() {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().expect("no panic while held");
+        let Some(mut port) = self.port.get() else { return Ok(()) };
+        let mut frame = [0; PLACE_BYTES + REQUEST_HEADER];
+        frame[..PLACE_BYTES].copy_from_slice(&END.to_le_bytes());
+        frame[PLACE_BYTES] = u8::try_from(REQUEST_HEADER).expect("40");
+        port.write_all(&frame)
+    }
+
+    /// Carries what the kernel asks, for the life of a mount.
+    fn requests(self: &Arc<Self>, mounted: &Arc<Mounted>) {
+        let mut frame = vec![0; PLACE_BYTES + MESSAGE_MAX];
+        frame[..PLACE_BYTES].copy_from_slice(&mounted.place.to_le_bytes());
+        // Whoever asks waits, and then we run. What nobody waits for, as after closing a file, is no reason to interrupt
+        // anybody: changing from one process to another is the larger part of what a message costs here.
+        if let Err(error) = self.sys.interrupt_nobody() {
+            debug!("messages of {} cost more than they need: {error}", mounted.target);
+        }
+        // What nobody waits for goes with the next request: a write to the port of its own costs as much as a request.
+        let mut later = Vec::new();
+        loop {
+            if !later.is_empty() && !is_readable_soon(&mounted.device) {
+                self.send(&mut later, &[]);
+            }
+            let length = match rustix::io::read(&mounted.device, &mut frame[PLACE_BYTES..]) {
+                Ok(0) => return,
+                Ok(length) if length >= REQUEST_HEADER => length,
+                // A request was taken back by whoever made it.
+                Ok(_) | Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => continue,
+                // It was unmounted: `ENODEV`.
+                Err(error) => return debug!("{} is not served any more: {error}", mounted.target),
+            };
+            self.request(mounted, &frame[..PLACE_BYTES + length], &mut later);
+        }
+    }
+
+    fn request(self: &Arc<Self>, mounted: &Arc<Mounted>, frame: &[u8], later: &mut Vec<u8>) {
+        let message = &frame[PLACE_BYTES..];
+        let operation = word(message, 4);
+        match operation {
+            GETXATTR if is_kernels_own(message) => {
+                return write(&mounted.device, &answer(unique(message), -libc::ENODATA));
+            }
+            READ if message.len() >= REQUEST_HEADER + READ_SIZE + 4
+                && word(message, REQUEST_HEADER + READ_SIZE) >= LONG_READ =>
+            {
+                self.read_ahead(mounted);
+            }
+            RELEASE => write(&mounted.device, &answer(unique(message), 0)),
+            _ => {}
+        }
+        match operation {
+            RELEASE | FORGET | BATCH_FORGET if later.len() + frame.len() <= LATER_BYTES => {
+                later.extend_from_slice(frame);
+            }
+            RELEASE | FORGET | BATCH_FORGET | INTERRUPT | NOTIFY_REPLY => self.send(later, frame),
+            _ => {
+                let open = Open { again: (operation == INIT).then(|| message.to_vec()) };
+                self.send_open(later, frame, (mounted.place, unique(message)), open);
+            }
+        }
+    }
+
+    fn send(&self, later: &mut Vec<u8>, frame: &[u8]) {
+        self.write_frames(self.begin_writing(), later, frame);
+    }
+
+    /// Sends a request that will be answered.
+    fn send_open(&self, later: &mut Vec<u8>, frame: &[u8], number: (u32, u64), open: Open) {
+        let mut state = self.begin_writing();
+        state.open.insert(number, open);
+        self.write_frames(state, later, frame);
+    }
+
+    /// Waits until something may be sent.
+    fn begin_writing(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        while state.held || state.session.is_none() {
+            state = self.changed.wait(state).expect("no panic while held");
+        }
+        state
+    }
+
+    fn write_frames(&self, mut state: MutexGuard<'_, State>, later: &mut Vec<u8>, frame: &[u8]) {
+        state.writing += 1;
+        drop(state);
+        if let Some(mut port) = self.port.get() {
+            let _turn = self.turn.lock().expect("no panic while held");
+            let written = if later.is_empty() {
+                port.write_all(frame)
+            } else if frame.len() <= LATER_BYTES {
+                later.extend_from_slice(frame);
+                port.write_all(later)
+            } else {
+                port.write_all(later).and_then(|()| port.write_all(frame))
+            };
+            if let Err(error) = written {
+                debug!("the port does not take a message: {error}");
+            }
+        }
+        later.clear();
+        let mut state = self.lock();
+        state.writing -= 1;
+        self.note_quiet(&state);
+    }
+
+    fn note_quiet(&self, state: &State) {
+        // Nobody waits for it otherwise.
+        if state.held {
+            self.quiet.send_replace(state.writing == 0 && state.open.is_empty());
+        }
     }
 
     /// Done when it is of use, because it takes longer than a short command.
-    fn read_ahead(&self, sys: &Arc<dyn Sys>) {
-        if self.reads_ahead.swap(true, Ordering::Relaxed) {
-            return;
+    fn read_ahead(&self, mounted: &Mounted) {
+        if !mounted.reads_ahead.swap(true, Ordering::Relaxed)
+            && let Err(error) = self.sys.set_read_ahead(&mounted.target, READ_AHEAD_KIB)
+        {
+            debug!("reading ahead in {} is as usual: {error}", mounted.target);
         }
-        let (sys, target) = (Arc::clone(sys), self.target.clone());
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = sys.set_read_ahead(&target, READ_AHEAD_KIB) {
-                debug!("reading ahead in {target} is as usual: {error}");
-            }
-        });
     }
 
-    async fn answers<R: AsyncRead + Unpin>(&self, stream: R) -> io::Result<()> {
-        let mut stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
-        let mut message = Vec::new();
+    /// Carries what the host says, for ever.
+    fn answers(self: &Arc<Self>, mut port: File) {
+        let mut received = Vec::new();
+        let mut filled = 0;
+        let mut current = None;
         loop {
-            let length = match stream.read_u32_le().await {
-                Ok(length) => length as usize,
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                Err(e) => return Err(e),
-            };
-            if !(ANSWER_HEADER..=MESSAGE_MAX).contains(&length) {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("a message of {length} bytes"),
-                ));
+            received.resize(received.len().max(filled + PORT_BYTES), 0);
+            match port.read(&mut received[filled..]) {
+                // The host is there for the life of the machine.
+                Ok(0) => return warn!("the host has closed the port for its directories"),
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return warn!("directories of the host cannot be reached any more: {error}"),
             }
-            message.resize(length, 0);
-            message[..4].copy_from_slice(&u32::try_from(length).expect("checked above").to_le_bytes());
-            stream.read_exact(&mut message[4..]).await?;
-            match unique(&message) {
-                0 => self.tell_kernel(message.clone()),
-                number => {
-                    write(&self.device, &message);
-                    self.close(number);
+            let session = self.lock().session;
+            let mut used = 0;
+            if current != session {
+                let Some(nonce) = session else {
+                    filled = 0;
+                    continue;
+                };
+                match after_nonce(&received[..filled], &nonce) {
+                    Some(after) => (used, current) = (after, session),
+                    None => {
+                        // Its beginning may be there already.
+                        let keep = filled.min(NONCE_BYTES - 1);
+                        received.copy_within(filled - keep..filled, 0);
+                        filled = keep;
+                        continue;
+                    }
                 }
             }
+            loop {
+                match frame(&received[used..filled]) {
+                    Frame::Complete(place, message) => {
+                        self.answer(place, message);
+                        used += PLACE_BYTES + message.len();
+                    }
+                    Frame::Partial => break,
+                    Frame::Nonsense(length) => {
+                        warn!("the host sent a message of {length} bytes");
+                        (used, current) = (filled, None);
+                        self.end(session.unwrap_or_default());
+                        break;
+                    }
+                }
+            }
+            received.copy_within(used..filled, 0);
+            filled -= used;
         }
     }
 
-    fn close(&self, number: u64) {
-        let mut open = self.lock();
-        open.remove(&number);
-        self.open_count.send_replace(open.len());
+    fn answer(self: &Arc<Self>, place: u32, message: &[u8]) {
+        let number = unique(message);
+        let mounted = {
+            let mut state = self.lock();
+            let mounted = state.mounts.iter().find(|mounted| mounted.place == place).cloned();
+            if number != 0 {
+                state.open.remove(&(place, number));
+                self.note_quiet(&state);
+            }
+            mounted
+        };
+        match mounted {
+            Some(mounted) if number == 0 => self.tell_kernel(mounted, message.to_vec()),
+            Some(mounted) => write(&mounted.device, message),
+            None => debug!("the host sent something for mount {place}, which is not there"),
+        }
     }
 
     /// Passes on what the host has to tell. The kernel may wait for the lock of a directory whose user waits for an answer,
     /// so this must not be in the way of answers.
-    fn tell_kernel(&self, message: Vec<u8>) {
+    fn tell_kernel(&self, mounted: Arc<Mounted>, message: Vec<u8>) {
         let notices = self.notices.get_or_init(|| {
-            let (sender, receiver) = mpsc::channel::<Vec<u8>>();
-            match self.device.get_ref().try_clone() {
-                Ok(device) => {
-                    let told = move || receiver.iter().for_each(|message| write(&device, &message));
-                    if let Err(error) = thread::Builder::new().name("fuse-notices".to_owned()).spawn(told) {
-                        warn!("changes by the host are noticed late: {error}");
-                    }
-                }
-                Err(error) => warn!("changes by the host are noticed late: {error}"),
+            let (sender, receiver) = channel::<(Arc<Mounted>, Vec<u8>)>();
+            let told =
+                move || receiver.iter().for_each(|(mounted, message)| write(&mounted.device, &message));
+            if let Err(error) = spawn("fuse-notices", told) {
+                warn!("changes by the host are noticed late: {error}");
             }
             sender
         });
         // Without the thread it was said.
-        let _ = notices.send(message);
+        let _ = notices.send((mounted, message));
     }
 
     /// Answers what nobody will answer any more.
-    fn fail_open(&self) {
-        let mut open = self.lock();
-        open.retain(|number, kept| {
-            if kept.is_none() {
-                write(&self.device, &failure(*number));
+    fn fail_open(&self, state: &mut State) {
+        let State { open, mounts, .. } = state;
+        open.retain(|(place, number), open| {
+            if open.again.is_none()
+                && let Some(mounted) = mounts.iter().find(|mounted| mounted.place == *place)
+            {
+                write(&mounted.device, &answer(*number, -libc::EIO));
             }
-            kept.is_some()
+            open.again.is_some()
         });
-        self.open_count.send_replace(open.len());
+        self.note_quiet(state);
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Option<Vec<u8>>>> {
-        self.open.lock().expect("no panic while held")
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(work).map(drop)
+}
+
+/// What the received bytes begin with.
+enum Frame<'a> {
+    Complete(u32, &'a [u8]),
+    Partial,
+    Nonsense(usize),
+}
+
+fn frame(received: &[u8]) -> Frame<'_> {
+    if received.len() < PLACE_BYTES + 4 {
+        return Frame::Partial;
     }
+    let length = word(received, PLACE_BYTES) as usize;
+    if !(ANSWER_HEADER..=MESSAGE_MAX).contains(&length) {
+        return Frame::Nonsense(length);
+    }
+    match received[PLACE_BYTES..].get(..length) {
+        Some(message) => Frame::Complete(word(received, 0), message),
+        None => Frame::Partial,
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
 /// The number of a request, which is that of its answer: at the same place in both headers.
@@ -241,14 +464,29 @@ fn unique(message: &[u8]) -> u64 {
     u64::from_le_bytes(message[8..16].try_into().expect("eight bytes"))
 }
 
-fn failure(number: u64) -> Vec<u8> {
-    let length = u32::try_from(ANSWER_HEADER).expect("16");
-    [&length.to_le_bytes()[..], &(-libc::EIO).to_le_bytes(), &number.to_le_bytes()].concat()
+fn is_kernels_own(message: &[u8]) -> bool {
+    let name = message.get(REQUEST_HEADER + GETXATTR_IN..).unwrap_or_default();
+    KERNELS_OWN.iter().any(|own| name.starts_with(own))
+}
+
+/// An answer without content.
+fn answer(number: u64, error: i32) -> [u8; ANSWER_HEADER] {
+    let mut message = [0; ANSWER_HEADER];
+    message[0] = u8::try_from(ANSWER_HEADER).expect("16");
+    message[4..8].copy_from_slice(&error.to_le_bytes());
+    message[8..].copy_from_slice(&number.to_le_bytes());
+    message
+}
+
+/// Whether the kernel asks something within a moment.
+fn is_readable_soon(device: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(device, PollFlags::IN)];
+    poll(&mut fds, Some(&LATER)).is_ok_and(|ready| ready > 0)
 }
 
 /// Gives the kernel a message. What it does not take is about something that it does not know any more.
-fn write(device: &impl std::os::fd::AsFd, message: &[u8]) {
-    match rustix::io::write(device.as_fd(), message) {
+fn write(device: &impl AsFd, message: &[u8]) {
+    match rustix::io::write(device, message) {
         Ok(_) | Err(Errno::NOENT) => {}
         Err(error) => debug!("the kernel does not take a message of {} bytes: {error}", message.len()),
     }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::line::read_line_exact;
 use crate::mux::{LinkEnd, Mux, Side, Stream};
 use crate::rpc;
-use crate::{Carrier, LinkError};
+use crate::{Carrier, LinkError, buffered};
 
 /// Bytes that a guest may send before its answer: what was left in the pipe by an earlier session.
 const STALE_MAX: usize = 1 << 20;
@@ -31,6 +31,8 @@ pub async fn greet<C: Carrier>(carrier: C, hello: Hello) -> Result<(HostLink, We
     let generation = hello.generation;
     // The leading newline ends whatever half line an earlier session left in the pipe.
     let greeting = [b"\n".as_slice(), &Greeting::Hello(hello).encode()].concat();
+    // It stays buffered when it is lent and returned: what was read ahead must not be lost.
+    let carrier = buffered(carrier);
     let (mut reader, mut writer) = tokio::io::split(carrier);
     let welcome = {
         let answer = wait_for(&mut reader, |greeting| match greeting {

@@ -18,13 +18,22 @@ pub mod tcp;
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufStream};
 
 pub use mux::{LinkEnd, Stream};
 
 /// A reliable byte stream between host and guest.
 pub trait Carrier: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Carrier for T {}
+
+/// Bytes that are read or written at once, in each direction.
+const BUFFER_BYTES: usize = 32 * 1024;
+
+/// A carrier of which bytes are taken and given in larger pieces. The multiplexer writes the head and the body of a frame
+/// one after the other, and to a guest each write is a message of its own, with an interrupt.
+pub fn buffered<C: Carrier>(carrier: C) -> BufStream<C> {
+    BufStream::with_capacity(BUFFER_BYTES, BUFFER_BYTES, carrier)
+}
 
 /// The link could not be used.
 #[derive(Debug, thiserror::Error)]

@@ -110,6 +110,10 @@ impl Vm for FakeVm {
         Ok(Box::new(host))
     }
 
+    fn files(&self) -> Option<std::os::unix::net::UnixStream> {
+        None
+    }
+
     fn ethernet(&self) -> Option<std::os::unix::net::UnixStream> {
         None
     }

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 /// Name of the guest's serial port that carries the link.
 const PORT: &str = "aegis.ctl";
 
+/// Name of the one for the messages of mounted directories.
+const FILES_PORT: &str = "aegis.fs";
+
 /// Hardware address of the network device.
 const MAC: &str = "02:ae:61:00:00:02";
 
@@ -22,6 +25,8 @@ pub(crate) struct Fds {
     pub(crate) link: RawFd,
     /// One end of the QMP connection.
     pub(crate) qmp: RawFd,
+    /// One end of the stream for mounted directories.
+    pub(crate) files: RawFd,
     /// One end of the network.
     pub(crate) ethernet: RawFd,
     /// Memory of a template, for [`Ram::Template`].
@@ -69,8 +74,10 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, begin: Begin) -> Vec<OsString> 
     args.option("-chardev", Some("stdio,id=console,signal=off"));
     args.option("-serial", Some("chardev:console"));
     args.option("-chardev", Some(&format!("socket,id=link,fd={},server=on,wait=off", fds.link)));
-    args.option("-device", Some("virtio-serial-device,max_ports=2"));
+    args.option("-device", Some("virtio-serial-device,max_ports=3"));
     args.option("-device", Some(&format!("virtserialport,chardev=link,name={PORT}")));
+    args.option("-chardev", Some(&format!("socket,id=files,fd={}", fds.files)));
+    args.option("-device", Some(&format!("virtserialport,chardev=files,name={FILES_PORT}")));
     args.option("-netdev", Some(&format!("stream,id=net,addr.type=fd,addr.str={}", fds.ethernet)));
     // The same for all, as a template's is part of its state; the guest gives itself its own.
     args.option("-device", Some(&format!("virtio-net-device,netdev=net,mac={MAC}")));
@@ -181,7 +188,7 @@ mod tests {
         }
     }
 
-    const FDS: Fds = Fds { link: 7, qmp: 9, ethernet: 11, template: None };
+    const FDS: Fds = Fds { link: 7, qmp: 9, files: 13, ethernet: 11, template: None };
 
     fn lines(args: Vec<OsString>) -> String {
         args.into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>().join("\n")
@@ -207,6 +214,7 @@ mod tests {
             "-chardev\nsocket,id=qmp,fd=9\n-mon\nchardev=qmp,mode=control\n",
             "-chardev\nsocket,id=link,fd=7,server=on,wait=off\n",
             "-device\nvirtserialport,chardev=link,name=aegis.ctl\n",
+            "-chardev\nsocket,id=files,fd=13\n-device\nvirtserialport,chardev=files,name=aegis.fs\n",
         ] {
             assert!(line.contains(part), "{part:?} not in {line}");
         }

@@ -47,8 +47,9 @@ pub(crate) struct Machine {
     pid: Option<u32>,
     socket: LinkSocket,
     qmp: qmp::Client,
-    /// Until somebody takes it.
+    /// Until somebody takes them.
     ethernet: Mutex<Option<StdUnixStream>>,
+    files: Mutex<Option<StdUnixStream>>,
     observed: Arc<watch::Sender<Observed>>,
     started: watch::Receiver<Option<StartTimes>>,
     console: Tail,
@@ -67,18 +68,20 @@ impl Machine {
         ours.set_nonblocking(true).map_err(io("make the QMP connection"))?;
         let ours = UnixStream::from_std(ours).map_err(io("make the QMP connection"))?;
         let (ethernet, device) = StdUnixStream::pair().map_err(io("make the network"))?;
+        let (files, port) = StdUnixStream::pair().map_err(io("make the stream for directories"))?;
         let log = Log::open(&spec.runtime_dir).map_err(io("open the console log"))?;
 
-        let (listener, theirs, device) =
-            (OwnedFd::from(listener), OwnedFd::from(theirs), OwnedFd::from(device));
+        let (listener, theirs) = (OwnedFd::from(listener), OwnedFd::from(theirs));
+        let (device, port) = (OwnedFd::from(device), OwnedFd::from(port));
         let fds = Fds {
             link: listener.as_raw_fd(),
             qmp: theirs.as_raw_fd(),
+            files: port.as_raw_fd(),
             ethernet: device.as_raw_fd(),
             template: template.map(|fd| fd.as_raw_fd()),
         };
         // The directory is for saving: QEMU reaches a socket through it, as we do.
-        let mut inherited = vec![&listener, &theirs, &device, socket.directory.fd()];
+        let mut inherited = vec![&listener, &theirs, &device, &port, socket.directory.fd()];
         inherited.extend(template);
         let (arguments, incoming) = match &begin {
             Begin::Boot { tsc_khz } => (args::Begin::Boot { tsc_khz: *tsc_khz }, None),
@@ -103,7 +106,7 @@ impl Machine {
             .spawn()
             .map_err(|source| VmmError::Spawn { program: spec.vmm_path.display().to_string(), source })?;
         // From here on only QEMU holds them, so that they end with it.
-        drop((listener, theirs, device, begin));
+        drop((listener, theirs, device, port, begin));
 
         let pid = child.id();
         let (qmp, connection, ready) = qmp::connect(ours);
@@ -125,8 +128,8 @@ impl Machine {
             // Nobody left to tell is no reason to do anything else.
             let _ = exit_tx.send(Some(process.supervise(connection, opening).await));
         });
-        let ethernet = Mutex::new(Some(ethernet));
-        Ok(Self { pid, socket, qmp, ethernet, observed, started, console, kill, exit, supervisor })
+        let (ethernet, files) = (Mutex::new(Some(ethernet)), Mutex::new(Some(files)));
+        Ok(Self { pid, socket, qmp, ethernet, files, observed, started, console, kill, exit, supervisor })
     }
 }
 
@@ -235,6 +238,10 @@ impl Vm for Machine {
 
     fn ethernet(&self) -> Option<StdUnixStream> {
         self.ethernet.lock().expect("no panic while held").take()
+    }
+
+    fn files(&self) -> Option<StdUnixStream> {
+        self.files.lock().expect("no panic while held").take()
     }
 
     async fn pause(&self) -> Result<(), VmmError> {

@@ -144,12 +144,11 @@ impl Driver {
                 }
             }
         }
-        if self.config.restore.is_none() || fallback.is_some() {
-            if let Err(message) = self.open_mounts(None).await {
-                tracing::error!("{message}");
-                self.boot_failed(message.clone(), Vec::new());
-                return Err(Exited { reason: ExitReason::BootFailed, message });
-            }
+        // Whatever was opened for the guest that was not restored is not this one's.
+        if let Err(message) = self.open_mounts(None).await {
+            tracing::error!("{message}");
+            self.boot_failed(message.clone(), Vec::new());
+            return Err(Exited { reason: ExitReason::BootFailed, message });
         }
         loop {
             attempts += 1;
@@ -177,9 +176,9 @@ impl Driver {
         mounts.open(saved.and_then(|restore| restore.state.parent())).await
     }
 
-    fn serve_mounts(&self, link: &HostLink) {
+    fn serve_mounts(&self, vm: &dyn Vm, link: &HostLink) {
         if let Some(mounts) = &self.outside.mounts {
-            mounts.serve(link.clone());
+            mounts.serve(link.clone(), vm.files());
         }
     }
 
@@ -231,7 +230,7 @@ impl Driver {
             boot_id: boot_id.clone(),
             phases: phases(&up.times, up.took),
         };
-        self.serve_mounts(&up.link);
+        self.serve_mounts(up.vm.as_ref(), &up.link);
         tracing::info!(boot_ms = ready.boot_ms, attempts, start = ?ready.start, "the VM is up");
         let mut live = Live {
             vm: up.vm,
@@ -257,7 +256,7 @@ impl Driver {
     }
 
     fn linked(&self, live: &mut Live, link: HostLink) {
-        self.serve_mounts(&link);
+        self.serve_mounts(live.vm.as_ref(), &link);
         live.guest.set_link(Some(link.clone()));
         self.view.send_modify(|view| (view.phase, view.link) = (Phase::Running, Some(link)));
     }

@@ -5,7 +5,9 @@ use std::fs;
 use std::io;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -13,11 +15,14 @@ use std::time::Duration;
 use aegis_fs::Directory;
 use aegis_link::LinkError;
 use aegis_link::host::HostLink;
+use aegis_proto::fuse::NONCE_BYTES;
 use aegis_proto::saved::MOUNT_FILE;
 use aegis_proto::service::Service;
 use aegis_types::Mount;
-use tokio::io::AsyncWriteExt as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -25,7 +30,11 @@ use crate::boot::message_of;
 
 /// For sessions to end whose streams have.
 const END_DEADLINE: Duration = Duration::from_secs(5);
-/// Before a stream that ended is opened again, and the longest such pause.
+/// From the end of the link to what came before it.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
+/// Messages that arrive together are taken out of the stream together.
+const READ_AHEAD: usize = 64 * 1024;
+/// Before another session, and the longest such pause.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -35,8 +44,8 @@ type Reply = oneshot::Sender<Result<(), String>>;
 enum Command {
     /// A guest begins, with what an earlier worker has left in this directory if it was saved.
     Open(Option<PathBuf>, Reply),
-    /// The guest is there.
-    Serve(HostLink),
+    /// The guest is there, and asks on this stream; the one before serves on without one.
+    Serve(HostLink, Option<StdUnixStream>),
     /// The guest was parked: leave what the next worker needs in this directory.
     Save(PathBuf, Reply),
 }
@@ -56,7 +65,9 @@ impl MountThread {
         let (commands, received) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("mounts".to_owned()).spawn(move || {
-            runtime.block_on(Server { mounts, open: Vec::new(), tasks: JoinSet::new() }.run(received))
+            runtime.block_on(
+                Server { mounts, open: Vec::new(), files: None, session: JoinSet::new() }.run(received),
+            )
         })?;
         Ok(Self { commands })
     }
@@ -67,9 +78,9 @@ impl MountThread {
         self.ask(|reply| Command::Open(saved, reply)).await
     }
 
-    /// Serves the guest at the end of this link.
-    pub(crate) fn serve(&self, link: HostLink) {
-        if self.commands.send(Command::Serve(link)).is_err() {
+    /// Serves the guest at the end of this link. The stream is given once for each VM.
+    pub(crate) fn serve(&self, link: HostLink, files: Option<StdUnixStream>) {
+        if self.commands.send(Command::Serve(link, files)).is_err() {
             tracing::error!("the thread of the mounts is gone");
         }
     }
@@ -96,8 +107,10 @@ pub(crate) fn saved_file(directory: &Path, number: usize) -> PathBuf {
 struct Server {
     mounts: Vec<Mount>,
     open: Vec<Arc<Directory>>,
-    /// One for each mount while there is a link.
-    tasks: JoinSet<()>,
+    /// Of the VM that runs.
+    files: Option<Arc<Files>>,
+    /// One while there is a link.
+    session: JoinSet<()>,
 }
 
 impl Server {
@@ -105,15 +118,20 @@ impl Server {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Open(saved, reply) => {
-                    self.tasks.shutdown().await;
+                    (self.files, _) = (None, self.session.shutdown().await);
                     // Whoever does not wait any more does not want it.
                     let _ = reply.send(self.open(saved.as_deref()));
                 }
-                Command::Serve(link) => {
-                    self.tasks.shutdown().await;
-                    for (number, directory) in (0..).zip(&self.open) {
-                        let target = self.mounts[usize::from(number)].guest.to_string();
-                        self.tasks.spawn(serve(link.clone(), number, target, Arc::clone(directory)));
+                Command::Serve(link, files) => {
+                    self.session.shutdown().await;
+                    if let Some(files) = files {
+                        match Files::new(files) {
+                            Ok(files) => self.files = Some(Arc::new(files)),
+                            Err(error) => tracing::error!(%error, "the guest has no directories"),
+                        }
+                    }
+                    if let Some(files) = &self.files {
+                        self.session.spawn(serve(link, Arc::clone(files), self.open.clone()));
                     }
                 }
                 Command::Save(directory, reply) => {
@@ -144,8 +162,8 @@ impl Server {
     }
 
     async fn save(&mut self, directory: &Path) -> Result<(), String> {
-        // Their streams have ended with the link, and a parked guest has asked for nothing more.
-        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        // A parked guest has taken leave.
+        let ended = async { while self.session.join_next().await.is_some() {} };
         if timeout(END_DEADLINE, ended).await.is_err() {
             return Err("requests of the guest to mounted directories do not end".to_owned());
         }
@@ -163,33 +181,75 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     options.create(true).write(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
-/// Serves one mount as long as there is the link: a stream that ends before it is opened again.
-async fn serve(link: HostLink, number: u16, target: String, directory: Arc<Directory>) {
+/// The stream on which a guest asks, for all its sessions.
+struct Files {
+    /// What was read ahead is not lost between sessions.
+    reader: Mutex<BufReader<OwnedReadHalf>>,
+    writer: Arc<Mutex<OwnedWriteHalf>>,
+}
+
+impl Files {
+    fn new(stream: StdUnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let (reader, writer) = UnixStream::from_std(stream)?.into_split();
+        let reader = Mutex::new(BufReader::with_capacity(READ_AHEAD, reader));
+        Ok(Self { reader, writer: Arc::new(Mutex::new(writer)) })
+    }
+}
+
+/// Why a session ended before the guest took leave.
+#[derive(Debug, thiserror::Error)]
+enum SessionFailure {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Session(#[from] aegis_fs::SessionError),
+    #[error("the guest ended the session")]
+    Ended,
+    #[error("the host has no random numbers")]
+    Random(#[source] getrandom::Error),
+}
+
+/// Serves one session after the other as long as there is the link, or until the guest takes leave.
+async fn serve(link: HostLink, files: Arc<Files>, directories: Vec<Arc<Directory>>) {
     let mut pause = PAUSE_MIN;
     loop {
-        let served = async {
-            let mut stream = link.open(Service::Fuse).await?;
-            stream.write_all(&number.to_be_bytes()).await?;
-            stream.flush().await?;
-            Ok::<_, LinkError>(aegis_fs::serve(&directory, stream).await)
-        };
-        let why = tokio::select! {
-            served = served => match served {
-                Ok(Ok(())) => "the guest closed the stream".to_owned(),
-                Ok(Err(e)) => message_of(&e),
-                Err(LinkError::Refused(_)) => {
-                    return tracing::warn!(target, "the guest's harness is too old to mount directories of the host");
-                }
-                Err(e) => message_of(&e),
-            },
-            _ = link.ended() => return,
+        let why = match session(&link, &files, &directories).await {
+            Ok(()) => return,
+            Err(SessionFailure::Link(LinkError::Refused(_))) => {
+                return tracing::warn!("the guest's harness is too old for directories of the host");
+            }
+            Err(e) => message_of(&e),
         };
         tokio::select! {
             () = sleep(pause) => {}
-            // What ended the stream.
+            // What ended the session.
             _ = link.ended() => return,
         }
-        tracing::warn!(target, "serving a directory again: {why}");
+        tracing::warn!("serving the guest's directories again: {why}");
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+async fn session(
+    link: &HostLink,
+    files: &Files,
+    directories: &[Arc<Directory>],
+) -> Result<(), SessionFailure> {
+    let mut nonce = [0; NONCE_BYTES];
+    getrandom::fill(&mut nonce).map_err(SessionFailure::Random)?;
+    let mut stream = link.open(Service::Fuse).await?;
+    stream.write_all(&nonce).await.map_err(LinkError::Io)?;
+    stream.flush().await.map_err(LinkError::Io)?;
+    let mut reader = files.reader.lock().await;
+    let mut served = pin!(aegis_fs::serve(directories, nonce, &mut *reader, &files.writer));
+    let served = tokio::select! {
+        served = &mut served => served,
+        // A guest that is parked took leave before it ended the link, but the two come on different ways.
+        _ = stream.read_u8() => match timeout(LEAVE_DEADLINE, served).await {
+            Ok(served) => served,
+            Err(_) => return Err(SessionFailure::Ended),
+        },
+    };
+    Ok(served?)
 }

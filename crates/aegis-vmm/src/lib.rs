@@ -161,6 +161,10 @@ pub trait Vm: Send + Sync {
     /// big-endian `u32`. Only the first call gets it. While nobody has it the guest's frames wait.
     fn ethernet(&self) -> Option<UnixStream>;
 
+    /// A second byte stream to the harness, for the messages of mounted directories, from the first instruction of the VM to
+    /// its end. Only the first call gets it.
+    fn files(&self) -> Option<UnixStream>;
+
     /// Halts the CPUs. Idempotent.
     ///
     /// # Errors

@@ -150,7 +150,8 @@ impl Workspaces {
         if real.parent().is_none() {
             return forbidden("it is the root of the host");
         }
-        if ["/proc", "/sys", "/dev"].iter().any(|system| real.starts_with(system)) {
+        let system = ["/proc", "/sys", "/dev"].iter().any(|system| real.starts_with(system));
+        if system && (!real.starts_with("/dev/shm") || real.ends_with("shm")) {
             return forbidden("it is the host's own");
         }
         let within = real.strip_prefix(&workspaces).is_ok_and(|rest| rest.components().next().is_some());

@@ -124,6 +124,7 @@ pub(super) fn idle_policy(text: &str) -> Result<IdlePolicy, String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]

@@ -59,6 +59,8 @@ struct State {
     broken_mount: Option<String>,
     /// The kernel's ends.
     fuse: BTreeMap<String, OwnedFd>,
+    /// The host's end.
+    fuse_port: Option<OwnedFd>,
     /// Processes that were not reaped yet.
     children: BTreeSet<u32>,
     /// Process groups whose leader is gone and that still have members.
@@ -110,6 +112,11 @@ impl FakeSys {
     /// The kernel's end of the file system that is mounted there, once.
     pub fn take_fuse(&self, target: &str) -> Option<OwnedFd> {
         self.lock().fuse.remove(target)
+    }
+
+    /// The host's end of the port for messages of such file systems, once it was opened.
+    pub fn take_fuse_port(&self) -> Option<OwnedFd> {
+        self.lock().fuse_port.take()
     }
 
     /// Everything that was done so far, in order.
@@ -185,10 +192,20 @@ impl Sys for FakeSys {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
         // As the device does, a pair keeps messages apart.
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let flags = SocketFlags::CLOEXEC;
         let (ours, kernel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         state.fuse.insert(target.to_owned(), kernel);
         Ok(ours)
+    }
+
+    fn open_fuse_port(&self) -> io::Result<OwnedFd> {
+        let (ours, host) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        self.lock().fuse_port = Some(host);
+        Ok(ours)
+    }
+
+    fn interrupt_nobody(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn set_read_ahead(&self, _: &str, _: u32) -> io::Result<()> {

@@ -24,7 +24,12 @@ use rustix::time::{ClockId, Timespec};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::port;
+
 use super::{Child, Launch, Mount, Reaped, Sys, network};
+
+/// Name of the port for messages of mounted directories.
+const FUSE_PORT: &str = "aegis.fs";
 
 /// The machine whose PID 1 this process is.
 #[derive(Default)]
@@ -43,7 +48,7 @@ impl Sys for LinuxSys {
 
     fn mount_fuse(&self, target: &str, read_only: bool) -> io::Result<OwnedFd> {
         fs::create_dir_all(target)?;
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
         // For every user of the guest: the host does not tell them apart.
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
@@ -52,6 +57,19 @@ impl Sys for LinuxSys {
         let options = CString::new(options)?;
         rustix::mount::mount("aegis", target, "fuse.aegis", flags, options.as_c_str())?;
         Ok(device)
+    }
+
+    fn open_fuse_port(&self) -> io::Result<OwnedFd> {
+        let path = port::find(FUSE_PORT).ok_or(io::ErrorKind::NotFound)?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+        Ok(rustix::fs::open(path, flags, Mode::empty())?)
+    }
+
+    fn interrupt_nobody(&self) -> io::Result<()> {
+        // SAFETY: plain data for which zero is valid, and the only priority of this policy.
+        let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+        // SAFETY: takes a structure that lives during the call; 0 is the calling thread.
+        check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) })
     }
 
     fn set_read_ahead(&self, target: &str, kib: u32) -> io::Result<()> {

@@ -77,6 +77,10 @@ pub trait Sys: Send + Sync + 'static {
     fn mount(&self, mount: &Mount<'_>) -> io::Result<()>;
     /// Mounts a file system of which the harness answers for, and gives the descriptor for its messages: fuse(4).
     fn mount_fuse(&self, target: &str, read_only: bool) -> io::Result<OwnedFd>;
+    /// Opens the port for the messages of such file systems. Once.
+    fn open_fuse_port(&self) -> io::Result<OwnedFd>;
+    /// From now on the calling thread interrupts nobody when it wakes; it runs as soon as somebody waits.
+    fn interrupt_nobody(&self) -> io::Result<()>;
     /// Has the kernel read ahead this many KiB in the file system that is mounted there.
     fn set_read_ahead(&self, target: &str, kib: u32) -> io::Result<()>;
     /// Loads a kernel module; one that is loaded already is fine.

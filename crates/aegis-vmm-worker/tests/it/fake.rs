@@ -222,6 +222,10 @@ impl Vm for FakeVm {
         Ok(Box::new(ours))
     }
 
+    fn files(&self) -> Option<std::os::unix::net::UnixStream> {
+        None
+    }
+
     fn ethernet(&self) -> Option<std::os::unix::net::UnixStream> {
         None
     }

@@ -211,7 +211,7 @@ async fn removing_an_instance_removes_every_file_and_is_idempotent() {
     let own = f.home.workspaces().join("inst-1");
     fs::create_dir_all(own.join("closed")).unwrap();
     fs::write(own.join("closed/file"), "").unwrap();
-    fs::set_permissions(own.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(own.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
     let mounts = vec![Mount { host: own.clone(), guest: MountPoint::workspace(), read_only: false }];
     let spec = InstanceSpec {
         id: id(1),
