@@ -79,7 +79,8 @@ pub fn usage(path: &Path) -> io::Result<Usage> {
 }
 
 fn list(root: &OwnedFd) -> io::Result<Dir> {
-    Ok(Dir::read_from(root)?)
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(Dir::new(openat(root, c".", flags, Mode::empty())?)?)
 }
 
 /// Bytes for entries that are read at once.

@@ -28,6 +28,8 @@ mod requests;
 mod saved;
 mod session;
 mod table;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::{HashMap, VecDeque};
@@ -44,7 +46,7 @@ pub use session::{SessionError, serve};
 use listing::Stream;
 use session::Listener;
 use table::Table;
-use watch::Watcher;
+use watch::{WATCHES_MAX, Watcher};
 
 /// A directory of the host that a guest has mounted.
 pub struct Directory {
@@ -68,7 +70,13 @@ impl Directory {
     /// # Errors
     /// It cannot be opened, is no directory, or has a symbolic link on the way to it.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Arc<Self>> {
-        Self::new(open_root(path)?, read_only, None)
+        Self::new(open_root(path)?, read_only, None, WATCHES_MAX)
+    }
+
+    /// The same with at most so many watches.
+    #[cfg(test)]
+    fn open_with_watches(path: &Path, watches: usize) -> io::Result<Arc<Self>> {
+        Self::new(open_root(path)?, false, None, watches)
     }
 
     /// Serves a directory that a guest has mounted before it was saved, with what [`Directory::save`] left.
@@ -78,10 +86,15 @@ impl Directory {
     pub fn reopen(path: &Path, read_only: bool, tables: &[u8]) -> Result<Arc<Self>, SavedError> {
         let root = open_root(path).map_err(SavedError::Directory)?;
         let saved = saved::decode(tables)?;
-        Self::new(root, read_only, Some(saved)).map_err(SavedError::Directory)
+        Self::new(root, read_only, Some(saved), WATCHES_MAX).map_err(SavedError::Directory)
     }
 
-    fn new(root: OwnedFd, read_only: bool, saved: Option<saved::Tables>) -> io::Result<Arc<Self>> {
+    fn new(
+        root: OwnedFd,
+        read_only: bool,
+        saved: Option<saved::Tables>,
+        watches: usize,
+    ) -> io::Result<Arc<Self>> {
         let found = locate::stat_fd(&root)?;
         let restored = saved.is_some();
         let table = match saved {
@@ -94,7 +107,7 @@ impl Directory {
             root_dev: locate::key(&found).dev,
             table: Mutex::new(table),
             streams: Mutex::default(),
-            watcher: Watcher::new(),
+            watcher: Watcher::new(watches),
             notices: Mutex::default(),
             // What was changed while the guest was saved is found by looking.
             missed: AtomicBool::new(restored),

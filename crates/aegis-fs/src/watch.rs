@@ -29,7 +29,7 @@ use crate::table::{NodeId, Watch};
 /// Changes often come in groups, which are looked at once.
 const MOMENT: Duration = Duration::from_millis(10);
 /// Watches of one mount, so that a guest cannot use up those of the user: there is one limit for all of them.
-const WATCHES_MAX: usize = 16 * 1024;
+pub(crate) const WATCHES_MAX: usize = 16 * 1024;
 /// Names that wait to be looked at; with more, everything is looked at.
 const PENDING_MAX: usize = 16 * 1024;
 /// With nothing to do.
@@ -59,6 +59,8 @@ pub(crate) enum Notice {
 pub(crate) struct Watcher {
     /// `None` when the user has too many already.
     inotify: Arc<Option<OwnedFd>>,
+    /// Watches that it may have.
+    limit: usize,
     /// Rung when there is something else to do.
     bell: Arc<Option<OwnedFd>>,
     /// Some directory cannot be watched.
@@ -68,13 +70,14 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
         let inotify = inotify::init(flags)
             .inspect_err(|e| tracing::warn!("changes by others are noticed late: no inotify: {e}"));
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok();
         Self {
             inotify: Arc::new(inotify.ok()),
+            limit,
             bell: Arc::new(bell),
             incomplete: AtomicBool::new(false),
             refused: Mutex::default(),
@@ -193,7 +196,7 @@ impl Directory {
             }
         }
         let Ok(fd) = self.directory(id) else { return };
-        let full = self.table().by_watch.len() >= WATCHES_MAX;
+        let full = self.table().by_watch.len() >= self.watcher.limit;
         let added = if full { Err(Errno::NOSPC) } else { self.watcher.add(&fd) };
         let mut table = self.table();
         let watch = match added {

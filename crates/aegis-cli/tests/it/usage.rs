@@ -25,6 +25,7 @@ fn alone_it_shows_its_usage_and_fails() {
       net          Show and change what instances may reach in the network
       image        Manage images
       template     Manage templates: booted VMs of which new instances are copies
+      workspace    Manage workspaces: directories that instances have at /workspace
       stats        Show what instances cost and how they started
       bench        Measure boots, starts, wakes and density beside a bare VMM
       completions  Print a completion script for a shell
@@ -79,6 +80,12 @@ fn help_of_run() {
           --cpus <N>                    Virtual CPUs [alias: --vcpus]
           --env <K=V>                   Environment variable of the command; may be repeated
           --workdir <DIR>               Working directory in the guest
+          --workspace <WORKSPACE[:ro]>  What it has at /workspace: the name of a workspace, or a
+                                        directory of this machine (a path with a `/`, or one that begins
+                                        with `.`); `:ro` at the end keeps it from changing it [default:
+                                        a workspace of its own]
+          --mount <HOST:GUEST[:ro]>     Directory of this machine that it has somewhere else, as
+                                        HOST:GUEST[:ro]; may be repeated
           --expose <PORT>               Port to reach from the host: [PUBLIC:]GUEST[/http|tcp|grpc]; may
                                         be repeated
           --net <POLICY>                What it may reach: public, none, allow:RULE,... or

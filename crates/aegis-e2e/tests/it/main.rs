@@ -16,3 +16,4 @@ mod rest;
 mod router;
 mod run;
 mod templates;
+mod workspace;

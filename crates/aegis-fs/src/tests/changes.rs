@@ -1,0 +1,68 @@
+//! What others change.
+
+use std::fs;
+
+use super::kernel::{Kernel, ROOT, Told, op, scratch, text, words};
+use crate::Directory;
+
+#[tokio::test]
+async fn the_guest_is_told_of_what_the_host_changes() {
+    let dir = scratch();
+    fs::create_dir(dir.path().join("d")).unwrap();
+    fs::write(dir.path().join("d/f"), "one").unwrap();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let d = kernel.look_up(ROOT, "d").await.unwrap();
+    let f = kernel.look_up(d, "f").await.unwrap();
+    assert_eq!(kernel.look_up(d, "new").await, Err(libc::ENOENT));
+    fs::write(dir.path().join("d/f"), "two").unwrap();
+    kernel.hears(vec![Told::Node(f)]).await;
+    fs::write(dir.path().join("d/new"), "").unwrap();
+    kernel.hears(vec![Told::Name(d, "new".to_owned()), Told::Node(d)]).await;
+    fs::rename(dir.path().join("d/new"), dir.path().join("d/f")).unwrap();
+    kernel.hears(vec![Told::Name(d, "f".to_owned())]).await;
+    assert_ne!(kernel.look_up(d, "f").await.unwrap(), f, "another file");
+    fs::remove_file(dir.path().join("d/f")).unwrap();
+    kernel.hears(vec![Told::Name(d, "f".to_owned())]).await;
+}
+
+#[tokio::test]
+async fn the_guest_is_not_told_of_what_it_does_itself() {
+    let dir = scratch();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let body = [words(&[0o755, 0]), text("d")].concat();
+    kernel.call(op::MKDIR, ROOT, &body).await.unwrap();
+    let d = kernel.look_up(ROOT, "d").await.unwrap();
+    for at in 0..50 {
+        let name = format!("f{at}");
+        let (node, handle) = kernel.create(d, &name, 0o644).await.unwrap();
+        kernel.write(node, handle, 0, b"content").await.unwrap();
+        kernel.release(node, handle).await;
+        kernel.rename((d, &name), (d, &format!("g{at}"))).await.unwrap();
+    }
+    for at in 0..25 {
+        kernel.call(op::UNLINK, d, &text(&format!("g{at}"))).await.unwrap();
+    }
+    let heard = kernel.heard().await;
+    // One that is looked at while it happens may be told; it does no harm.
+    assert!(heard.len() < 20, "{heard:?}");
+}
+
+#[tokio::test]
+async fn without_watches_nothing_is_believed_for_long() {
+    let dir = scratch();
+    fs::write(dir.path().join("f"), "one").unwrap();
+    let directory = Directory::open_with_watches(dir.path(), 0).unwrap();
+    let mut kernel = Kernel::of(directory).await;
+    let body = kernel.call(op::LOOKUP, ROOT, &text("f")).await.unwrap();
+    let valid = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().unwrap());
+    assert_eq!((valid(16), valid(24)), (1, 1), "seconds");
+    let f = u64::from_le_bytes(body[..8].try_into().unwrap());
+    let opened = kernel.call(op::OPEN, f, &words(&[0, 0])).await.unwrap();
+    assert_eq!(opened[8] & 2, 0, "what is cached is not kept");
+    // Its listing is, so that is looked at.
+    fs::write(dir.path().join("new"), "").unwrap();
+    kernel.hears(vec![Told::Node(ROOT)]).await;
+    let mut watched = Kernel::mount(dir.path()).await;
+    let body = watched.call(op::LOOKUP, ROOT, &text("f")).await.unwrap();
+    assert!(u64::from_le_bytes(body[16..24].try_into().unwrap()) > 60);
+}

@@ -1,0 +1,8 @@
+//! Tests against the kernel's side of the wire.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod changes;
+mod hostile;
+mod kernel;
+mod meaning;
+mod rest;
