@@ -7,6 +7,7 @@
 mod bare;
 mod boot;
 mod density;
+mod fs;
 mod guest;
 mod host;
 mod installation;
@@ -45,6 +46,8 @@ enum What {
     Wake(WakeArgs),
     /// Transfers and connections of a guest, beside QEMU's own network
     Net(Rounds),
+    /// A directory of the host in a guest, beside the guest's own disk
+    Fs(Rounds),
     /// Many instances on a small memory budget
     Density(DensityArgs),
 }
@@ -97,13 +100,14 @@ impl What {
             Self::Start(args) => start::measure(args.runs, kernel).await,
             Self::Wake(args) => wake::measure(args.rounds.runs, args.clients, kernel).await,
             Self::Net(args) => net::measure(args.runs, kernel).await,
+            Self::Fs(args) => fs::measure(args.runs, kernel).await,
             Self::Density(args) => density::measure(args.count, args.budget, kernel).await,
         }
     }
 
     fn common(&self) -> &Common {
         match self {
-            Self::Boot(args) | Self::Start(args) | Self::Net(args) => &args.common,
+            Self::Boot(args) | Self::Start(args) | Self::Net(args) | Self::Fs(args) => &args.common,
             Self::Wake(args) => &args.rounds.common,
             Self::Density(args) => &args.common,
         }

@@ -21,6 +21,8 @@ mod attributes;
 mod beneath;
 mod content;
 mod exchange;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod listing;
 mod locate;
 mod names;

@@ -52,7 +52,7 @@ pub(crate) enum Command {
     /// Check the installation and say what to do about problems
     Doctor(Format),
     /// Run a command in a new VM, then delete the VM
-    Run(Run),
+    Run(Box<Run>),
     /// Manage instances
     Instance {
         #[command(subcommand)]
@@ -93,7 +93,7 @@ pub(crate) enum Command {
     /// Measure boots, starts, wakes and density beside a bare VMM
     #[command(disable_help_flag = true)]
     Bench {
-        /// `boot`, `start`, `wake` or `density`, and its options; `--help` lists them
+        /// `boot`, `start`, `wake`, `net`, `fs` or `density`, and its options; `--help` lists them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<std::ffi::OsString>,
     },

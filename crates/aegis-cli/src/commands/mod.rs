@@ -49,7 +49,7 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Down(args) => lifetime::down(&context()?, args.stop).await.map(|()| 0),
         Command::Status(format) => status::run(&context()?, format.json).await.map(|()| 0),
         Command::Doctor(format) => doctor::run(&context()?, format.json).await,
-        Command::Run(args) => run::run(&context()?, args).await,
+        Command::Run(args) => run::run(&context()?, *args).await,
         Command::Instance { command } => instance::run(&context()?, command).await,
         Command::Exec(args) => exec::run(&context()?, args).await,
         Command::Logs(args) => logs::run(&context()?, args).await.map(|()| 0),

@@ -1,0 +1,85 @@
+//! `aegis bench fs`: a directory of the host beside the guest's own disk, in the same guest with the same program.
+//!
+//! The directory is new and in the temporary directory (`TMPDIR`): what its file system needs is part of the figure.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use aegis_api::CreateInstance;
+use aegis_config::{Asset, locate};
+use aegis_types::Accelerator;
+
+use crate::installation::Installation;
+use crate::report::{Report, Row};
+use crate::stats::Sample;
+use crate::{BenchError, guest, host, instance};
+
+/// Files of 2 KiB.
+const FILES: u32 = 2000;
+const MEGABYTES: u32 = 100;
+/// Prints one line for each figure: its name and milliseconds.
+const PROGRAM: &str = include_str!("../guest/fs.py");
+
+/// Name in the program, and those of the two rows.
+const FIGURES: [(&str, &str, &str); 7] = [
+    ("create", "disk, 2000 small files made", "workspace, 2000 small files made"),
+    ("walk-cold", "disk, their metadata read", "workspace, their metadata read"),
+    ("walk-warm", "disk, the same again", "workspace, the same again"),
+    ("read-cold", "disk, their content read", "workspace, their content read"),
+    ("remove", "disk, all of it removed", "workspace, all of it removed"),
+    ("write", "disk, 100 MiB written and synced", "workspace, 100 MiB written and synced"),
+    ("read", "disk, 100 MiB read", "workspace, 100 MiB read"),
+];
+
+/// Measures every figure `runs` times, turn about.
+pub(crate) async fn measure(runs: u32, kernel: Option<&Path>) -> Result<Report, BenchError> {
+    let workspace = tempfile::tempdir().map_err(BenchError::io("make a directory"))?;
+    // Nothing else may run beside it.
+    let installation = Installation::start(kernel, &[("AEGIS_TEMPLATES", "off")]).await?;
+    let result = measure_on(&installation, workspace.path(), runs).await;
+    installation.stop().await?;
+    result
+}
+
+async fn measure_on(installation: &Installation, workspace: &Path, runs: u32) -> Result<Report, BenchError> {
+    let client = &installation.client;
+    let path = fs::canonicalize(workspace).map_err(BenchError::io("find the directory"))?;
+    let request = CreateInstance {
+        workspace: Some(path.to_string_lossy().into_owned()),
+        never_pause: true,
+        ..instance::sleeper("bench")?
+    };
+    let id = instance::create(client, &request).await?;
+    let numbers = [FILES, MEGABYTES, runs].map(|number| number.to_string());
+    let command: Vec<&str> =
+        ["python3", "-SE", "-c", PROGRAM].into_iter().chain(numbers.iter().map(String::as_str)).collect();
+    let (_, output) = guest::exec(client, &id, &command).await?;
+    let (_, release) = guest::exec(client, &id, &["uname", "-r"]).await?;
+    let output = String::from_utf8_lossy(&output);
+    let mut figures: BTreeMap<&str, Sample> = BTreeMap::new();
+    for line in output.lines() {
+        let figure = line.split_once(' ').and_then(|(name, ms)| Some((name, ms.parse::<f64>().ok()?)));
+        let Some((name, ms)) = figure else {
+            return Err(BenchError::Failed(format!("the guest failed: {output}")));
+        };
+        figures.entry(name).or_default().add(Duration::from_secs_f64(ms / 1e3));
+    }
+    let none = Sample::default();
+    let of = |place: &str, figure: &str| figures.get(format!("{place}-{figure}").as_str()).unwrap_or(&none);
+    let rows = FIGURES.iter().flat_map(|(figure, disk, shared)| {
+        let floor = of("disk", figure);
+        [Row::new(disk, floor, None), Row::new(shared, of("workspace", figure), Some((*disk, floor)))]
+    });
+    let vmm = locate(Asset::Vmm, None, installation.layout())?.path;
+    let accelerator = client.status().await?.accelerator.unwrap_or(Accelerator::Tcg);
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        machine: host::machine(accelerator, &vmm, String::from_utf8_lossy(&release).trim().to_owned()),
+        rows: rows.flatten().collect(),
+        counts: Vec::new(),
+        disk: Vec::new(),
+        memory: Vec::new(),
+    })
+}
