@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use yamux::{Config, Connection, ConnectionError, Mode};
+use yamux::{Config, Connection, ConnectionError, FrameDecodeError, Mode};
 
 use crate::{Carrier, LinkError};
 
@@ -247,7 +247,12 @@ impl<C: Carrier> Driver<C> {
 
 fn classify(error: &ConnectionError) -> LinkEnd {
     match error {
-        ConnectionError::Io(e) if e.kind() != std::io::ErrorKind::InvalidData => LinkEnd::Closed,
+        // A peer that was killed leaves a cut connection behind, wherever that is noticed.
+        ConnectionError::Io(e) | ConnectionError::Decode(FrameDecodeError::Io(e))
+            if e.kind() != std::io::ErrorKind::InvalidData =>
+        {
+            LinkEnd::Closed
+        }
         ConnectionError::Closed => LinkEnd::Closed,
         other => LinkEnd::Violation(other.to_string()),
     }

@@ -54,6 +54,7 @@ fn forbidden_arrows_do_not_exist() {
         "aegis-vmm-worker",
         "aegis-lifecycle",
         "aegis-store",
+        "aegis-fs",
         "aegis-image",
         "aegis-net",
         "aegis-router",
@@ -74,6 +75,7 @@ fn forbidden_arrows_do_not_exist() {
             "aegis-net",
             vec!["aegis-api", "aegis-link", "aegis-proto", "aegis-vmm", "aegis-lifecycle", "axum", "hyper"],
         ),
+        ("aegis-fs", vec!["aegis-api", "aegis-link", "aegis-vmm", "aegis-lifecycle", "axum", "hyper"]),
         ("aegis-image", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "tokio"]),
         (
             "aegis-router",
@@ -124,6 +126,7 @@ fn some_crates_are_reached_only_through_one_of_ours() {
         ("axum", "aegisd"),
         ("yamux", "aegis-link"),
         ("smoltcp", "aegis-net"),
+        ("fuse-backend-rs", "aegis-fs"),
         ("landlock", "aegis-vmm-worker"),
         ("seccompiler", "aegis-vmm-worker"),
     ] {

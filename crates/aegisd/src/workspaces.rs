@@ -128,22 +128,21 @@ impl Workspaces {
     fn make(&self, path: &Path) -> Result<bool, WorkspaceError> {
         let all = self.home.workspaces();
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&all);
-        made.map_err(|e| WorkspaceError::Io(all, e))?;
+        made.map_err(|e| unusable(&all, e))?;
         match DirBuilder::new().mode(0o755).create(path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
-            Err(e) => Err(WorkspaceError::Io(path.to_owned(), e)),
+            Err(e) => Err(unusable(path, e)),
         }
     }
 
     /// The path without symbolic links, of a directory that a guest may have.
     fn allowed(&self, path: &Path) -> Result<PathBuf, WorkspaceError> {
         let forbidden = |why| Err(WorkspaceError::Forbidden(path.to_owned(), why));
-        let real = fs::canonicalize(path).map_err(|e| WorkspaceError::Io(path.to_owned(), e))?;
-        let home = fs::canonicalize(self.home.root())
-            .map_err(|e| WorkspaceError::Io(self.home.root().to_owned(), e))?;
+        let real = fs::canonicalize(path).map_err(|e| unusable(path, e))?;
+        let home = fs::canonicalize(self.home.root()).map_err(|e| unusable(self.home.root(), e))?;
         let workspaces = home.join("data").join("workspaces");
-        let is_directory = fs::metadata(&real).map_err(|e| WorkspaceError::Io(path.to_owned(), e))?.is_dir();
+        let is_directory = fs::metadata(&real).map_err(|e| unusable(path, e))?.is_dir();
         if !is_directory {
             return Err(WorkspaceError::NotADirectory(path.to_owned()));
         }
@@ -193,7 +192,7 @@ impl Workspaces {
                 self.make(&mount.host)?;
             }
             let opened = aegis_fs::open_root(&mount.host);
-            opened.map_err(|e| WorkspaceError::Io(mount.host.clone(), e))?;
+            opened.map_err(|e| unusable(&mount.host, e))?;
         }
         Ok(())
     }
@@ -238,10 +237,18 @@ impl Workspaces {
     }
 }
 
+fn unusable(path: &Path, e: io::Error) -> WorkspaceError {
+    let e = match e.kind() {
+        ErrorKind::StorageFull => io::Error::new(ErrorKind::StorageFull, "the disk is full"),
+        _ => e,
+    };
+    WorkspaceError::Io(path.to_owned(), e)
+}
+
 fn make_all(path: &Path) -> Result<(), WorkspaceError> {
     match DirBuilder::new().recursive(true).mode(0o755).create(path) {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Err(WorkspaceError::NotADirectory(path.to_owned())),
-        made => made.map_err(|e| WorkspaceError::Io(path.to_owned(), e)),
+        made => made.map_err(|e| unusable(path, e)),
     }
 }
 
