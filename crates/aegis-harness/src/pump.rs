@@ -376,8 +376,11 @@ impl Pump {
                     }
                 }
             }
-            received.copy_within(used..filled, 0);
-            filled -= used;
+            // Not for each piece of a long message.
+            if used > 0 {
+                received.copy_within(used..filled, 0);
+                filled -= used;
+            }
         }
     }
 
