@@ -4,6 +4,7 @@
 mod activity;
 mod boot;
 mod exec;
+mod fuse;
 mod primary;
 mod sessions;
 mod shutdown;

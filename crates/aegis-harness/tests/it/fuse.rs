@@ -1,0 +1,242 @@
+//! Mounted directories: messages between a kernel and a host, both of which are the test.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_harness::SessionEnd;
+use aegis_harness::sys::fake::FakeSys;
+use aegis_link::Stream;
+use aegis_link::host::{HostLink, greet};
+use aegis_link::rpc::Client;
+use aegis_proto::control::PARK;
+use aegis_proto::fuse::{END, NONCE_BYTES};
+use aegis_proto::hello::{GuestMount, Hello};
+use aegis_proto::service::Service;
+use aegis_types::MountPoint;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+use crate::vm::{Host, Vm, hello, sh, within};
+
+const GETATTR: u32 = 3;
+const RELEASE: u32 = 18;
+const GETXATTR: u32 = 22;
+const INIT: u32 = 26;
+
+fn nonce(byte: u8) -> [u8; NONCE_BYTES] {
+    [byte; NONCE_BYTES]
+}
+
+fn mounting() -> Hello {
+    let mount = GuestMount { target: MountPoint::workspace(), read_only: false };
+    Hello { mounts: vec![mount], ..hello() }
+}
+
+fn request(operation: u32, number: u64, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(40 + body.len()).unwrap();
+    let head = [&length.to_le_bytes()[..], &operation.to_le_bytes(), &number.to_le_bytes()].concat();
+    [&head[..], &[0; 24], body].concat()
+}
+
+fn answer(error: i32, number: u64, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(16 + body.len()).unwrap();
+    [&length.to_le_bytes()[..], &error.to_le_bytes(), &number.to_le_bytes(), body].concat()
+}
+
+fn frame(message: &[u8]) -> Vec<u8> {
+    [&[0; 4], message].concat()
+}
+
+/// The kernel's end of a mount.
+#[derive(Clone)]
+struct Kernel(Arc<OwnedFd>);
+
+impl Kernel {
+    fn asks(&self, message: &[u8]) {
+        send(&self.0, message, SendFlags::empty()).unwrap();
+    }
+
+    async fn hears(&self) -> Vec<u8> {
+        let device = Arc::clone(&self.0);
+        let heard = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; 4096];
+            let (length, _) = recv(&device, &mut buffer[..], RecvFlags::empty()).unwrap();
+            buffer.truncate(length);
+            buffer
+        });
+        within(heard).await.unwrap()
+    }
+}
+
+/// The host's side of a guest with one mount.
+struct Guest {
+    vm: Vm,
+    kernel: Kernel,
+    link: HostLink,
+    session: tokio::task::JoinHandle<SessionEnd>,
+}
+
+impl Guest {
+    async fn new() -> Self {
+        let vm = Vm::new();
+        let (carrier, session) = vm.connect();
+        let (link, _) = within(greet(carrier, mounting())).await.unwrap();
+        let sys = Arc::clone(&vm.sys);
+        let kernel = within(until(move || sys.take_fuse("/workspace"))).await;
+        Self { vm, kernel: Kernel(Arc::new(kernel)), link, session }
+    }
+
+    async fn begin(&self, nonce: [u8; NONCE_BYTES]) -> Stream {
+        let mut stream = within(self.link.open(Service::Fuse)).await.unwrap();
+        stream.write_all(&nonce).await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    }
+
+    /// The port, once the first session has begun.
+    async fn port(&self) -> UnixStream {
+        let sys = Arc::clone(&self.vm.sys);
+        let port = within(until(move || sys.take_fuse_port())).await;
+        let port = std::os::unix::net::UnixStream::from(port);
+        port.set_nonblocking(true).unwrap();
+        UnixStream::from_std(port).unwrap()
+    }
+}
+
+async fn until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn expect(port: &mut UnixStream, bytes: &[u8]) {
+    let mut received = vec![0; bytes.len()];
+    within(port.read_exact(&mut received)).await.unwrap();
+    assert_eq!(received, bytes);
+}
+
+#[tokio::test]
+async fn messages_travel_once_there_is_a_session() {
+    let guest = Guest::new().await;
+    let first = request(INIT, 1, &[7; 100]);
+    guest.kernel.asks(&first);
+    let _stream = guest.begin(nonce(1)).await;
+    let mut port = guest.port().await;
+    expect(&mut port, &nonce(1)).await;
+    expect(&mut port, &frame(&first)).await;
+    // What is left of an earlier session does not count, wherever it ends.
+    let reply = answer(0, 1, &[9; 300]);
+    let sent = [&[3; 100][..], &nonce(1), &frame(&reply)].concat();
+    for piece in sent.chunks(37) {
+        port.write_all(piece).await.unwrap();
+        port.flush().await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(guest.kernel.hears().await, reply);
+    // Told unasked.
+    let notice = answer(2, 0, &[5; 24]);
+    port.write_all(&frame(&notice)).await.unwrap();
+    assert_eq!(guest.kernel.hears().await, notice);
+}
+
+#[tokio::test]
+async fn what_needs_no_host_is_answered_in_the_guest() {
+    let guest = Guest::new().await;
+    let _stream = guest.begin(nonce(1)).await;
+    let mut port = guest.port().await;
+    expect(&mut port, &nonce(1)).await;
+    guest.kernel.asks(&request(GETXATTR, 5, b"\0\0\0\0\0\0\0\0security.capability\0"));
+    assert_eq!(guest.kernel.hears().await, answer(-61, 5, &[]));
+    let release = request(RELEASE, 7, &[1; 24]);
+    guest.kernel.asks(&release);
+    assert_eq!(guest.kernel.hears().await, answer(0, 7, &[]));
+    let users = request(GETXATTR, 9, b"\0\0\0\0\0\0\0\0user.mine\0");
+    guest.kernel.asks(&users);
+    // In their order, and the first one needs nobody to ask for something.
+    expect(&mut port, &frame(&release)).await;
+    expect(&mut port, &frame(&users)).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_session_that_is_over() {
+    let guest = Guest::new().await;
+    let first = request(INIT, 1, &[]);
+    guest.kernel.asks(&first);
+    let stream = guest.begin(nonce(1)).await;
+    let mut port = guest.port().await;
+    expect(&mut port, &nonce(1)).await;
+    expect(&mut port, &frame(&first)).await;
+    let second = request(GETATTR, 3, &[]);
+    guest.kernel.asks(&second);
+    expect(&mut port, &frame(&second)).await;
+    drop(stream);
+    assert_eq!(
+        guest.kernel.hears().await,
+        answer(-5, 3, &[]),
+        "and not the first, without which nothing works"
+    );
+    let third = request(GETATTR, 5, &[]);
+    guest.kernel.asks(&third);
+    let _stream = guest.begin(nonce(2)).await;
+    expect(&mut port, &nonce(2)).await;
+    expect(&mut port, &frame(&first)).await;
+    expect(&mut port, &frame(&third)).await;
+    // An answer to the earlier session is none.
+    let late = [&frame(&answer(0, 3, &[]))[..], &nonce(2), &frame(&answer(0, 5, &[]))].concat();
+    port.write_all(&late).await.unwrap();
+    assert_eq!(guest.kernel.hears().await, answer(0, 5, &[]));
+}
+
+#[tokio::test]
+async fn a_guest_is_parked_with_nothing_on_its_way() {
+    let guest = Guest::new().await;
+    let _stream = guest.begin(nonce(1)).await;
+    let mut port = guest.port().await;
+    expect(&mut port, &nonce(1)).await;
+    port.write_all(&nonce(1)).await.unwrap();
+    let asked = request(GETATTR, 3, &[]);
+    guest.kernel.asks(&asked);
+    expect(&mut port, &frame(&asked)).await;
+    let control = within(guest.link.open(Service::Control)).await.unwrap();
+    let (control, _) = Client::new(control);
+    let parking = tokio::spawn(async move { control.call::<_, ()>(PARK, &()).await });
+    // It waits for this answer.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!parking.is_finished());
+    port.write_all(&frame(&answer(0, 3, &[]))).await.unwrap();
+    assert_eq!(guest.kernel.hears().await, answer(0, 3, &[]));
+    within(parking).await.unwrap().unwrap();
+    let mut end = vec![0; 44];
+    end[..4].copy_from_slice(&END.to_le_bytes());
+    end[4] = 40;
+    expect(&mut port, &end).await;
+    // What is asked from now on waits for the next session, over a new link.
+    let later = request(GETATTR, 5, &[]);
+    guest.kernel.asks(&later);
+    guest.link.close();
+    assert!(matches!(within(guest.session).await.unwrap(), SessionEnd::Parked));
+    let (carrier, _session) = guest.vm.connect();
+    let (link, _) = within(greet(carrier, mounting())).await.unwrap();
+    let mut stream = within(link.open(Service::Fuse)).await.unwrap();
+    stream.write_all(&nonce(2)).await.unwrap();
+    stream.flush().await.unwrap();
+    expect(&mut port, &nonce(2)).await;
+    expect(&mut port, &frame(&later)).await;
+    assert!(guest.vm.sys.take_fuse("/workspace").is_none(), "it was not mounted again");
+}
+
+#[tokio::test]
+async fn without_its_directories_nothing_starts() {
+    let vm = Vm::on(FakeSys::new().with_broken_mount("fuse"));
+    let (carrier, _session) = vm.connect();
+    let (link, _) = within(greet(carrier, mounting())).await.unwrap();
+    let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
+    let host = Host { link, control };
+    let refused = host.run(sh("true")).await.unwrap_err();
+    assert!(refused.to_string().contains("cannot mount /workspace"), "{refused}");
+}
