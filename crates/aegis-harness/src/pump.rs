@@ -11,6 +11,8 @@
 //! waits for an answer cannot be killed. Only the kernel's first request, without which it never asks anything, is kept for
 //! the next session.
 
+mod message;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -20,32 +22,17 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread;
 
-use aegis_proto::fuse::{
-    ANSWER_HEADER, END, MESSAGE_MAX, NONCE_BYTES, PLACE_BYTES, REQUEST_HEADER, after_nonce,
-};
+use aegis_proto::fuse::{END, MESSAGE_MAX, NONCE_BYTES, PLACE_BYTES, REQUEST_HEADER, after_nonce};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::sys::Sys;
-
-// Operations of `linux/fuse.h`.
-const FORGET: u32 = 2;
-const READ: u32 = 15;
-const RELEASE: u32 = 18;
-const GETXATTR: u32 = 22;
-const INIT: u32 = 26;
-const INTERRUPT: u32 = 36;
-const NOTIFY_REPLY: u32 = 41;
-const BATCH_FORGET: u32 = 42;
-
-/// Bytes of `struct fuse_getxattr_in`, after which the name stands.
-const GETXATTR_IN: usize = 8;
-/// Place of `size` in `struct fuse_read_in`.
-const READ_SIZE: usize = 16;
-/// Attributes that only the kernel asks for.
-const KERNELS_OWN: [&[u8]; 3] = [b"security.", b"system.", b"trusted."];
+use message::{
+    BATCH_FORGET, FORGET, Frame, GETXATTR, INIT, INTERRUPT, NOTIFY_REPLY, RELEASE, answer, frame,
+    is_kernels_own, reads, unique, word,
+};
 
 type Nonce = [u8; NONCE_BYTES];
 
@@ -250,11 +237,7 @@ impl Pump {
             GETXATTR if is_kernels_own(message) => {
                 return write(&mounted.device, &answer(unique(message), -libc::ENODATA));
             }
-            READ if message.len() >= REQUEST_HEADER + READ_SIZE + 4
-                && word(message, REQUEST_HEADER + READ_SIZE) >= LONG_READ =>
-            {
-                self.read_ahead(mounted);
-            }
+            _ if reads(message, LONG_READ) => self.read_ahead(mounted),
             RELEASE => write(&mounted.device, &answer(unique(message), 0)),
             _ => {}
         }
@@ -435,50 +418,6 @@ impl Pump {
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(work).map(drop)
-}
-
-/// What the received bytes begin with.
-enum Frame<'a> {
-    Complete(u32, &'a [u8]),
-    Partial,
-    Nonsense(usize),
-}
-
-fn frame(received: &[u8]) -> Frame<'_> {
-    if received.len() < PLACE_BYTES + 4 {
-        return Frame::Partial;
-    }
-    let length = word(received, PLACE_BYTES) as usize;
-    if !(ANSWER_HEADER..=MESSAGE_MAX).contains(&length) {
-        return Frame::Nonsense(length);
-    }
-    match received[PLACE_BYTES..].get(..length) {
-        Some(message) => Frame::Complete(word(received, 0), message),
-        None => Frame::Partial,
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-/// The number of a request, which is that of its answer: at the same place in both headers.
-fn unique(message: &[u8]) -> u64 {
-    u64::from_le_bytes(message[8..16].try_into().expect("eight bytes"))
-}
-
-fn is_kernels_own(message: &[u8]) -> bool {
-    let name = message.get(REQUEST_HEADER + GETXATTR_IN..).unwrap_or_default();
-    KERNELS_OWN.iter().any(|own| name.starts_with(own))
-}
-
-/// An answer without content.
-fn answer(number: u64, error: i32) -> [u8; ANSWER_HEADER] {
-    let mut message = [0; ANSWER_HEADER];
-    message[0] = u8::try_from(ANSWER_HEADER).expect("16");
-    message[4..8].copy_from_slice(&error.to_le_bytes());
-    message[8..].copy_from_slice(&number.to_le_bytes());
-    message
 }
 
 /// Whether the kernel asks something within a moment.

@@ -1,0 +1,70 @@
+//! The messages of `linux/fuse.h`, as far as carrying them needs to look into them.
+
+use aegis_proto::fuse::{ANSWER_HEADER, MESSAGE_MAX, PLACE_BYTES, REQUEST_HEADER};
+
+// Operations of `linux/fuse.h`.
+pub(super) const FORGET: u32 = 2;
+pub(super) const READ: u32 = 15;
+pub(super) const RELEASE: u32 = 18;
+pub(super) const GETXATTR: u32 = 22;
+pub(super) const INIT: u32 = 26;
+pub(super) const INTERRUPT: u32 = 36;
+pub(super) const NOTIFY_REPLY: u32 = 41;
+pub(super) const BATCH_FORGET: u32 = 42;
+
+/// Bytes of `struct fuse_getxattr_in`, after which the name stands.
+const GETXATTR_IN: usize = 8;
+/// Place of `size` in `struct fuse_read_in`.
+const READ_SIZE: usize = 16;
+/// Attributes that only the kernel asks for.
+const KERNELS_OWN: [&[u8]; 3] = [b"security.", b"system.", b"trusted."];
+
+/// What the received bytes begin with.
+pub(super) enum Frame<'a> {
+    Complete(u32, &'a [u8]),
+    Partial,
+    Nonsense(usize),
+}
+
+pub(super) fn frame(received: &[u8]) -> Frame<'_> {
+    if received.len() < PLACE_BYTES + 4 {
+        return Frame::Partial;
+    }
+    let length = word(received, PLACE_BYTES) as usize;
+    if !(ANSWER_HEADER..=MESSAGE_MAX).contains(&length) {
+        return Frame::Nonsense(length);
+    }
+    match received[PLACE_BYTES..].get(..length) {
+        Some(message) => Frame::Complete(word(received, 0), message),
+        None => Frame::Partial,
+    }
+}
+
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// Whether a request reads at least so many bytes.
+pub(super) fn reads(message: &[u8], bytes: u32) -> bool {
+    let at = REQUEST_HEADER + READ_SIZE;
+    word(message, 4) == READ && message.len() >= at + 4 && word(message, at) >= bytes
+}
+
+/// The number of a request, which is that of its answer: at the same place in both headers.
+pub(super) fn unique(message: &[u8]) -> u64 {
+    u64::from_le_bytes(message[8..16].try_into().expect("eight bytes"))
+}
+
+pub(super) fn is_kernels_own(message: &[u8]) -> bool {
+    let name = message.get(REQUEST_HEADER + GETXATTR_IN..).unwrap_or_default();
+    KERNELS_OWN.iter().any(|own| name.starts_with(own))
+}
+
+/// An answer without content.
+pub(super) fn answer(number: u64, error: i32) -> [u8; ANSWER_HEADER] {
+    let mut message = [0; ANSWER_HEADER];
+    message[0] = u8::try_from(ANSWER_HEADER).expect("16");
+    message[4..8].copy_from_slice(&error.to_le_bytes());
+    message[8..].copy_from_slice(&number.to_le_bytes());
+    message
+}
