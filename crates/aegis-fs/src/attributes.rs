@@ -11,7 +11,7 @@ use rustix::fs::{
     utimensat,
 };
 
-use crate::locate::{PERMISSIONS, path_of, stat_fd};
+use crate::locate::{PERMISSIONS, path_of};
 use crate::table::{NodeId, ROOT};
 use crate::{Directory, error};
 
@@ -80,12 +80,7 @@ impl Directory {
         // What the host has set on a directory for its own groups is kept; the guest does not see it.
         let inherited = if kind.is_dir() { u32::from(found.stx_mode) & S_ISGID } else { 0 };
         let mode = Mode::from_raw_mode((mode & PERMISSIONS) | inherited);
-        let open = self.table().open_file(id);
-        match open {
-            Some(handle) => rustix::fs::fchmod(&handle.file, mode)?,
-            None => chmodat(CWD, path_of(&self.reference(id)?).as_c_str(), mode, AtFlags::empty())?,
-        }
-        Ok(())
+        self.with_path(id, |path| Ok(chmodat(CWD, path, mode, AtFlags::empty())?))
     }
 
     fn change_times(&self, id: NodeId, times: &Timestamps) -> io::Result<()> {
@@ -125,16 +120,11 @@ impl Directory {
     /// Calls with a path that leads to the node and nowhere else. Only regular files and directories have attributes of
     /// users: xattr(7).
     fn on_xattrs<T>(&self, id: NodeId, call: impl FnOnce(&CStr) -> rustix::io::Result<T>) -> io::Result<T> {
-        let open = self.table().open_file(id);
-        if let Some(handle) = open {
-            return Ok(call(&path_of(&handle.file))?);
-        }
-        let reference = self.reference(id)?;
-        let kind = FileType::from_raw_mode(stat_fd(&*reference)?.stx_mode.into());
+        let kind = FileType::from_raw_mode(self.stat(id)?.stx_mode.into());
         if !kind.is_file() && !kind.is_dir() {
             return Err(error(libc::EOPNOTSUPP));
         }
-        Ok(call(&path_of(&reference))?)
+        self.with_path(id, |path| Ok(call(path)?))
     }
 
     pub(crate) fn get_xattr(&self, id: NodeId, name: &CStr, size: u32) -> io::Result<GetxattrReply> {

@@ -11,6 +11,7 @@ use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek, tell};
 
+use crate::names::UNNAMED;
 use crate::watch::Notice;
 use crate::{Directory, error};
 
@@ -18,13 +19,30 @@ use crate::{Directory, error};
 const READ_SIZE: usize = 16;
 /// Bytes of content with which a request is not worth a thread of its own.
 const SHORT_MAX: usize = 128 * 1024;
+/// Operation of `linux/fuse.h` that the library does not know yet: a file without a name (`O_TMPFILE`).
+const TMPFILE: u32 = 51;
+/// Bytes of `struct fuse_create_in`, which both have.
+const CREATE_IN: usize = 16;
+
 /// A request as it was received: checked for its length, and nothing else.
 pub(crate) struct Request(Vec<u8>);
 
 impl Request {
     /// `None` for what is too short.
     pub(crate) fn new(message: Vec<u8>) -> Option<Self> {
-        (message.len() >= REQUEST_HEADER).then_some(Self(message))
+        (message.len() >= REQUEST_HEADER).then(|| Self(message).translated())
+    }
+
+    /// One for a file without a name becomes one that the library knows, for a name that no file can have.
+    fn translated(mut self) -> Self {
+        if self.opcode() == TMPFILE && self.0.len() >= REQUEST_HEADER + CREATE_IN {
+            self.0.truncate(REQUEST_HEADER + CREATE_IN);
+            self.0.extend_from_slice(UNNAMED.to_bytes_with_nul());
+            let length = u32::try_from(self.0.len()).expect("a few dozen");
+            self.0[..4].copy_from_slice(&length.to_le_bytes());
+            self.0[4..8].copy_from_slice(&(Opcode::Create as u32).to_le_bytes());
+        }
+        self
     }
 
     fn opcode(&self) -> u32 {

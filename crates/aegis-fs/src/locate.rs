@@ -154,6 +154,19 @@ impl Directory {
         Ok(Arc::new(fd))
     }
 
+    /// Calls with a path that leads to the node and nowhere else, whatever its names are.
+    pub(crate) fn with_path<T>(
+        &self,
+        id: NodeId,
+        call: impl FnOnce(&CStr) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let open = self.table().open_file(id);
+        match open {
+            Some(handle) => call(&path_of(&handle.file)),
+            None => call(&path_of(&self.reference(id)?)),
+        }
+    }
+
     /// An open file of the guest, opened again if it was saved.
     pub(crate) fn handle(&self, number: u64) -> io::Result<Arc<Handle>> {
         let (node, flags) = match self.table().handles.get(&number) {
@@ -203,14 +216,19 @@ impl Directory {
     pub(crate) fn enter(&self, parent: NodeId, name: &CStr, found: &Statx) -> io::Result<Entry> {
         let id = self.table().refer(parent, name, found)?;
         self.observe(id, found);
-        Ok(Entry {
+        Ok(self.entry(id, parent, found))
+    }
+
+    /// The answer about a node in this directory.
+    pub(crate) fn entry(&self, id: NodeId, parent: NodeId, found: &Statx) -> Entry {
+        Entry {
             inode: id,
             generation: 0,
             attr: self.attributes(found),
             attr_flags: 0,
             attr_timeout: self.validity(id),
             entry_timeout: self.names_validity(parent),
-        })
+        }
     }
 
     /// How long attributes of a node are valid.

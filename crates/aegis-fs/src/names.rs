@@ -17,6 +17,9 @@ use crate::locate::{PERMISSIONS, checked, key, path_of, stat_at, stat_fd};
 use crate::table::{Handle, NodeId};
 use crate::{Directory, error};
 
+/// Stands for a file without a name in a request to create one.
+pub(crate) const UNNAMED: &CStr = c"/";
+
 impl Directory {
     pub(crate) fn look_up(&self, parent: NodeId, name: &CStr) -> io::Result<Entry> {
         checked(name)?;
@@ -80,12 +83,12 @@ impl Directory {
     pub(crate) fn make_link(&self, id: NodeId, parent: NodeId, name: &CStr) -> io::Result<Entry> {
         self.writable()?;
         checked(name)?;
-        // A name of it would do for the call, but may lead to something else by then.
-        let node = self.reference(id)?;
-        let entry = self.make(parent, name, None, |directory| {
-            linkat(CWD, path_of(&node).as_c_str(), directory, name, AtFlags::SYMLINK_FOLLOW)
-        })?;
-        Ok(entry)
+        // Not by a name of it, which may lead to something else by then; and it may have none yet.
+        self.with_path(id, |path| {
+            self.make(parent, name, None, |directory| {
+                linkat(CWD, path, directory, name, AtFlags::SYMLINK_FOLLOW)
+            })
+        })
     }
 
     pub(crate) fn create_file(
@@ -95,6 +98,9 @@ impl Directory {
         args: CreateIn,
     ) -> io::Result<(Entry, u64, OpenOptions)> {
         self.writable()?;
+        if name == UNNAMED {
+            return self.create_unnamed(parent, args);
+        }
         checked(name)?;
         self.watch(parent);
         let directory = self.directory(parent)?;
@@ -125,6 +131,26 @@ impl Directory {
             Ok(number) => Ok((entry, number, self.open_options(entry.inode))),
             Err(e) => {
                 self.forget_node(entry.inode, 1);
+                Err(e)
+            }
+        }
+    }
+
+    /// A file that may get a name later, by a link.
+    fn create_unnamed(&self, parent: NodeId, args: CreateIn) -> io::Result<(Entry, u64, OpenOptions)> {
+        let directory = self.directory(parent)?;
+        let flags = host_flags(args.flags).difference(OFlags::TRUNC | OFlags::NOFOLLOW);
+        let file = openat(&directory, c".", flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR)?;
+        set_mode(&file, args.mode)?;
+        let found = stat_fd(&file)?;
+        let node = self.table().refer_unnamed(&found)?;
+        let entry = self.entry(node, parent, &found);
+        let handle = Handle { node, file: file.into(), flags };
+        let added = self.table().add_handle(handle);
+        match added {
+            Ok(number) => Ok((entry, number, self.open_options(node))),
+            Err(e) => {
+                self.forget_node(node, 1);
                 Err(e)
             }
         }

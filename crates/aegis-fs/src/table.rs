@@ -172,6 +172,13 @@ impl Table {
 
     /// The node of what was found under a name, with one more reference of the kernel.
     pub(crate) fn refer(&mut self, parent: NodeId, name: &CStr, found: &Statx) -> io::Result<NodeId> {
+        let id = self.refer_unnamed(found)?;
+        self.name(id, parent, name);
+        Ok(id)
+    }
+
+    /// The same for what has no name.
+    pub(crate) fn refer_unnamed(&mut self, found: &Statx) -> io::Result<NodeId> {
         let key = key(found);
         let id = match self.by_key.get(&key) {
             Some(&id) => id,
@@ -185,7 +192,6 @@ impl Table {
             }
         };
         self.node_mut(id)?.lookups += 1;
-        self.name(id, parent, name);
         Ok(id)
     }
 

@@ -166,6 +166,9 @@ impl Daemon {
         })
         .await;
         let workspaces = Arc::new(Workspaces::new(home.clone()));
+        let (reaping, known) = (Arc::clone(&workspaces), ids.clone());
+        let reaped = blocking(move || reaping.reap(&known)).await;
+        reaped.map_err(failed("look through", home.workspaces()))?;
         let (launcher, workers): (Arc<dyn ports::Launcher>, _) = match launcher {
             Some(launcher) => (launcher, None),
             None => {

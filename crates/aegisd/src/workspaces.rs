@@ -171,6 +171,21 @@ impl Workspaces {
         }
     }
 
+    /// Removes empty workspaces that an earlier daemon made for instances which it did not live to create.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub(crate) fn reap(&self, instances: &[InstanceId]) -> io::Result<()> {
+        for name in self.names()? {
+            let orphan = name.parse::<InstanceId>().is_ok_and(|id| !instances.contains(&id));
+            if let Some(path) = self.path(&name).filter(|_| orphan) {
+                // One with content is somebody's.
+                let _ = fs::remove_dir(path);
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the workspace that was made for an instance.
     ///
     /// # Errors
@@ -325,6 +340,19 @@ mod tests {
         let chosen = world.choose(Some(&world.path("new/deep")), &[("data", "/data")]).unwrap();
         assert_eq!(chosen.mounts.len(), 2);
         assert!(chosen.mounts[0].host.is_dir() && chosen.mounts[1].read_only && !chosen.auto);
+    }
+
+    #[test]
+    fn what_was_made_for_nobody_is_removed() {
+        let world = world();
+        let (lost, known) = (InstanceId::from_unix_nanos(1), InstanceId::from_unix_nanos(2));
+        for id in [&lost, &known] {
+            assert!(world.workspaces.choose(id, &CreateInstance::default()).unwrap().auto);
+        }
+        assert!(!world.choose(Some("mine"), &[]).unwrap().auto);
+        world.workspaces.reap(std::slice::from_ref(&known)).unwrap();
+        let left: Vec<String> = world.workspaces.names().unwrap().into_iter().collect();
+        assert_eq!(left, [known.to_string(), "mine".to_owned()]);
     }
 
     #[test]

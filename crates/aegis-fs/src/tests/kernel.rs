@@ -43,6 +43,7 @@ pub(super) mod op {
     pub(crate) const INIT: u32 = 26;
     pub(crate) const CREATE: u32 = 35;
     pub(crate) const READDIRPLUS: u32 = 44;
+    pub(crate) const TMPFILE: u32 = 51;
     /// Beyond every one that there is.
     pub(crate) const LAST: u32 = 60;
 }

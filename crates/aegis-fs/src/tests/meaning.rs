@@ -177,3 +177,25 @@ async fn nothing_changes_in_what_is_read_only() {
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+#[tokio::test]
+async fn a_file_without_a_name_may_get_one() {
+    let dir = scratch();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let flags = (libc::O_TMPFILE | libc::O_RDWR).cast_unsigned();
+    let body = [words(&[flags, 0o640, 0, 0]), text("?")].concat();
+    let made = kernel.call(op::TMPFILE, ROOT, &body).await;
+    // Not every file system has them.
+    let Ok(made) = made else { return assert_eq!(made, Err(libc::EOPNOTSUPP)) };
+    let number = |at: usize| u64::from_le_bytes(made[at..at + 8].try_into().unwrap());
+    let (node, handle) = (number(0), number(128));
+    assert_eq!(kernel.write(node, handle, 0, b"content").await, Ok(7));
+    assert_eq!(kernel.attributes(node).await, Ok((7, 0o100640, 0)));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    let link = [&node.to_le_bytes()[..], &text("named")].concat();
+    kernel.call(op::LINK, ROOT, &link).await.unwrap();
+    assert_eq!(fs::read_to_string(dir.path().join("named")).unwrap(), "content");
+    assert_eq!(kernel.look_up(ROOT, "named").await, Ok(node));
+    kernel.release(node, handle).await;
+    assert_eq!(kernel.content(node).await.unwrap(), b"content");
+}
