@@ -243,3 +243,32 @@ node -e 'console.log(require(\"p\"))'\n",
     let options = ["--workspace", &text(dir.path()), "--mount", "/usr:/host:ro"];
     assert_eq!(run(&aegis, &options, &["sh", "-c", &script]).expect_ok().out(), expected);
 }
+
+/// The host's pip with the guest's Python.
+#[test]
+fn pip_installs_in_it() {
+    let mut find = Command::new("python3");
+    find.args(["-c", "import os, pip; print(os.path.dirname(os.path.dirname(pip.__file__)))"]);
+    let found = finish(find);
+    if found.code != Some(0) {
+        return;
+    }
+    let aegis = Aegis::new();
+    let dir = scratch();
+    let wheel = "import zipfile
+with zipfile.ZipFile('demo-1.0-py3-none-any.whl', 'w') as wheel:
+    wheel.writestr('demo/__init__.py', 'X = \"imported\"')
+    wheel.writestr('demo-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\\nName: demo\\nVersion: 1.0\\n')
+    wheel.writestr('demo-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
+    names = ['demo/__init__.py'] + ['demo-1.0.dist-info/' + name for name in ('METADATA', 'WHEEL', 'RECORD')]
+    wheel.writestr('demo-1.0.dist-info/RECORD', ''.join(name + ',,\\n' for name in names))";
+    let mut make = Command::new("python3");
+    make.args(["-c", wheel]).current_dir(dir.path());
+    finish(make).expect_ok();
+    let script = "cd /workspace
+PYTHONPATH=/pip python3 -m pip install -q --no-index --no-cache-dir --target out ./demo-1.0-py3-none-any.whl >log 2>&1 || cat log
+PYTHONPATH=out python3 -c 'import demo; print(demo.X)'";
+    let options = ["--workspace", &text(dir.path()), "--mount", &format!("{}:/pip:ro", found.out().trim())];
+    assert_eq!(run(&aegis, &options, &["sh", "-c", script]).expect_ok().out(), "imported\n");
+    assert!(dir.path().join("out/demo/__init__.py").exists());
+}
