@@ -273,7 +273,8 @@ impl Table {
         }
         while self.kept.len() > DIRECTORIES_MAX {
             let Some(oldest) = self.kept.pop_front() else { break };
-            if let Some(node) = self.nodes.get_mut(&oldest) {
+            // One without a name could not be opened again.
+            if let Some(node) = self.nodes.get_mut(&oldest).filter(|node| !node.names.is_empty()) {
                 node.fd = None;
             }
         }

@@ -136,11 +136,16 @@ impl Workspaces {
         }
     }
 
+    /// The home without symbolic links.
+    fn real_home(&self) -> Result<PathBuf, WorkspaceError> {
+        fs::canonicalize(self.home.root()).map_err(|e| unusable(self.home.root(), e))
+    }
+
     /// The path without symbolic links, of a directory that a guest may have.
     fn allowed(&self, path: &Path) -> Result<PathBuf, WorkspaceError> {
         let forbidden = |why| Err(WorkspaceError::Forbidden(path.to_owned(), why));
         let real = fs::canonicalize(path).map_err(|e| unusable(path, e))?;
-        let home = fs::canonicalize(self.home.root()).map_err(|e| unusable(self.home.root(), e))?;
+        let home = self.real_home()?;
         let workspaces = home.join("data").join("workspaces");
         let is_directory = fs::metadata(&real).map_err(|e| unusable(path, e))?.is_dir();
         if !is_directory {
@@ -202,8 +207,9 @@ impl Workspaces {
     /// # Errors
     /// Another directory is gone, or has become something else.
     pub(crate) fn check(&self, mounts: &[Mount]) -> Result<(), WorkspaceError> {
+        let ours = self.real_home()?.join("data").join("workspaces");
         for mount in mounts {
-            if mount.host.parent().is_some_and(|parent| parent.ends_with("data/workspaces")) {
+            if mount.host.parent() == Some(&ours) {
                 self.make(&mount.host)?;
             }
             let opened = aegis_fs::open_root(&mount.host);
