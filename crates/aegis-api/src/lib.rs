@@ -34,7 +34,7 @@ pub use status::{
     AssetStatus, BackendCapabilities, DaemonStatus, RouterStatus, ShutdownMode, ShutdownRequest,
 };
 pub use template::{BuildTemplate, PruneTemplates, PrunedTemplates, TemplateState, TemplateSummary};
-pub use workspace::{WorkspaceSummary, WorkspaceUsage};
+pub use workspace::{WorkspaceEntry, WorkspaceSummary, WorkspaceUsage};
 
 /// Content type of the streams.
 pub const NDJSON: &str = "application/x-ndjson";

@@ -41,6 +41,16 @@ pub fn workspace_usage(name: &str) -> String {
     format!("{}/usage", workspace(name))
 }
 
+/// `GET ?path=` → the content of a file of at most 10 MiB; `POST ?path=` with the content as the body → [`crate::StateReply`].
+pub fn workspace_file(target: &str, path: &str) -> String {
+    format!("{}?path={}", action(target, "workspace"), encode(path))
+}
+
+/// `GET ?path=` → list of [`crate::WorkspaceEntry`].
+pub fn workspace_tree(target: &str, path: &str) -> String {
+    format!("{}/tree?path={}", action(target, "workspace"), encode(path))
+}
+
 /// `POST` with action `start`, `stop`, `restart`, `disable`, `pause`, `resume` or `hibernate` → [`crate::StateReply`].
 pub fn action(target: &str, action: &str) -> String {
     format!("{}/{action}", instance(target))

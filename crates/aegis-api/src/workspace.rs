@@ -18,6 +18,17 @@ pub struct WorkspaceSummary {
     pub auto: bool,
 }
 
+/// A name in a directory of an instance's workspace. Lists are ordered: directories first, each kind by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceEntry {
+    /// Name.
+    pub name: String,
+    /// It is a directory.
+    pub is_dir: bool,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// What a workspace takes up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceUsage {

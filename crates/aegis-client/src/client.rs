@@ -7,7 +7,7 @@ use aegis_api::{
     BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest, ExposeReply,
     ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSummary, KeepaliveRequest,
     NetRuleRequest, NetStatus, PruneReply, PruneTemplates, PrunedTemplates, ShutdownMode, ShutdownRequest,
-    StateReply, TemplateSummary, WaitQuery, WorkspaceSummary, WorkspaceUsage, paths,
+    StateReply, TemplateSummary, WaitQuery, WorkspaceEntry, WorkspaceSummary, WorkspaceUsage, paths,
 };
 use aegis_types::{GuestPort, ImageName, InstanceState};
 use bytes::{Bytes, BytesMut};
@@ -24,6 +24,7 @@ use crate::connection::{Answer, RequestBody, request};
 use crate::stream::{ExecEvents, LogEntries, NetEvents};
 
 const CONSOLE_MAX: usize = 64 << 20;
+const WORKSPACE_FILE_MAX: usize = 10 << 20;
 const METRICS_MAX: usize = 64 << 20;
 const IMPORT_CHUNK: usize = 256 << 10;
 
@@ -258,6 +259,27 @@ impl Client {
     /// Counts what a workspace takes up.
     pub async fn workspace_usage(&self, name: &str) -> Result<WorkspaceUsage, ClientError> {
         self.get_path(&paths::workspace_usage(name)).await?.json().await
+    }
+
+    /// The content of a file of an instance's workspace, by its path below it.
+    pub async fn workspace_file(&self, target: &str, path: &str) -> Result<Bytes, ClientError> {
+        self.get_path(&paths::workspace_file(target, path)).await?.bytes(WORKSPACE_FILE_MAX).await
+    }
+
+    /// Replaces a file of an instance's workspace.
+    pub async fn write_workspace_file(
+        &self,
+        target: &str,
+        path: &str,
+        content: Bytes,
+    ) -> Result<StateReply, ClientError> {
+        let body = Full::from(content).map_err(|never| match never {}).boxed_unsync();
+        self.request(Method::POST, &paths::workspace_file(target, path), body).await?.json().await
+    }
+
+    /// What is in a directory of an instance's workspace.
+    pub async fn workspace_tree(&self, target: &str, path: &str) -> Result<Vec<WorkspaceEntry>, ClientError> {
+        self.get_path(&paths::workspace_tree(target, path)).await?.json().await
     }
 
     /// Deletes a workspace that no instance mounts.

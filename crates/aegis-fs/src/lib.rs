@@ -21,6 +21,7 @@ mod attributes;
 mod beneath;
 mod content;
 mod exchange;
+mod files;
 #[cfg(any(fuzzing, test))]
 pub mod fuzz;
 mod listing;
@@ -42,6 +43,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use beneath::{Usage, open_root, remove_tree, usage};
+pub use files::{FileError, Files, Listed};
 pub use saved::SavedError;
 pub use session::{SessionError, serve};
 

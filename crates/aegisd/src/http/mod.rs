@@ -6,6 +6,7 @@
 mod error;
 mod exec;
 mod extract;
+mod files;
 mod idle;
 mod images;
 mod instances;
@@ -118,6 +119,11 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(&of("net"), get(net::show))
         .route(&of("net/rules"), post(net::add_rule))
         .route(&of("net/log"), get(net::log))
+        .route(&of("workspace/tree"), get(files::tree))
+        .route(
+            &of("workspace"),
+            get(files::read).post(files::write).layer(DefaultBodyLimit::max(files::FILE_MAX)),
+        )
         .route(&of("console"), get(logs::console))
         .route(paths::STATS, get(stats::stats))
         .route(paths::METRICS, get(metrics::metrics))

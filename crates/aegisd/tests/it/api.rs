@@ -2,7 +2,7 @@
 
 use aegis_api::{
     CreatedInstance, DaemonStatus, ErrorCode, ImageSummary, InstanceSummary, LogEntry, PruneReply,
-    ShutdownMode, StateReply,
+    ShutdownMode, StateReply, WorkspaceEntry, WorkspaceSummary, WorkspaceUsage,
 };
 use aegis_types::{Accelerator, InstanceState, StopReason};
 use serde_json::{Value, json};
@@ -361,5 +361,44 @@ async fn a_console_that_is_not_there_is_empty() {
         daemon.text("GET", "/v1/instances/web/console", "").await,
         (200, "boot [31m\nok\n".to_owned())
     );
+    daemon.running.shutdown(ShutdownMode::Stop).await;
+}
+
+#[tokio::test]
+async fn files_of_a_workspace_are_read_written_and_listed() {
+    let daemon = TestDaemon::new().await;
+    daemon.create("web", &["serve"]).await;
+    let path = daemon.info("web").await.workspace.unwrap();
+    let files = "/v1/instances/web/workspace";
+    assert_eq!(daemon.text("GET", &format!("{files}/tree"), "").await, (200, "[]".to_owned()));
+    let reply: StateReply = daemon.ok("POST", &format!("{files}?path=a%2Fb.txt"), "content").await;
+    assert_eq!(reply.status, "ok");
+    assert_eq!(std::fs::read_to_string(path.join("a/b.txt")).unwrap(), "content");
+    assert_eq!(daemon.text("GET", &format!("{files}?path=a/b.txt"), "").await, (200, "content".to_owned()));
+    let tree: Vec<WorkspaceEntry> = daemon.ok("GET", &format!("{files}/tree?path=a"), "").await;
+    assert_eq!(tree, [WorkspaceEntry { name: "b.txt".to_owned(), is_dir: false, size: 7 }]);
+    std::os::unix::fs::symlink("/etc", path.join("etc")).unwrap();
+    for (path, status) in [
+        ("", 400),
+        ("?path=/etc/passwd", 400),
+        ("?path=../x", 400),
+        ("?path=a", 400),
+        ("?path=etc/passwd", 403),
+        ("?path=none", 404),
+    ] {
+        assert_eq!(daemon.refused("GET", &format!("{files}{path}"), "").await.0, status, "{path}");
+    }
+    assert_eq!(daemon.refused("POST", &format!("{files}?path=etc/x"), "x").await.0, 403);
+    // Named ones, and those that are in use.
+    let list: Vec<WorkspaceSummary> = daemon.ok("GET", "/v1/workspaces", "").await;
+    assert!(list.len() == 1 && list[0].name == "web" && list[0].auto && list[0].path == path);
+    let (status, body) = daemon.refused("DELETE", "/v1/workspaces/web", "").await;
+    assert_eq!((status, body.code), (409, ErrorCode::WorkspaceInUse));
+    let usage: WorkspaceUsage = daemon.ok("GET", "/v1/workspaces/web/usage", "").await;
+    assert_eq!(usage.entries, 3);
+    for (method, path) in [("DELETE", "/v1/workspaces/none"), ("GET", "/v1/workspaces/..%2F..%2Fetc/usage")] {
+        let (status, body) = daemon.refused(method, path, "").await;
+        assert_eq!((status, body.code), (404, ErrorCode::WorkspaceNotFound), "{path}");
+    }
     daemon.running.shutdown(ShutdownMode::Stop).await;
 }
