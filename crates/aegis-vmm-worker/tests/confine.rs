@@ -11,7 +11,7 @@ use std::sync::mpsc;
 
 use aegis_proto::worker::{Restore, WorkerConfig};
 use aegis_types::{
-    Accelerator, Disk, DiskFormat, InstanceId, Mib, NetSetup, Ram, StartKind, Vcpus, VmId, VmSpec,
+    Accelerator, Disk, DiskFormat, InstanceId, Mib, Mount, NetSetup, Ram, StartKind, Vcpus, VmId, VmSpec,
 };
 use aegis_vmm_worker::confine;
 
@@ -102,6 +102,7 @@ fn a_confined_thread_reaches_its_vm_and_nothing_else() {
     });
     confined.join().unwrap();
     only_the_network_has_sockets(&dir);
+    only_its_server_reaches_what_is_mounted(&dir);
     // Only that thread was confined.
     assert!(fs::read("/etc/passwd").is_ok());
 }
@@ -135,6 +136,57 @@ fn only_the_network_has_sockets(dir: &Path) {
             assert!(!child.status.success(), "what it starts has no sockets either");
         }
         assert!(UnixStream::pair().is_ok());
+    });
+    worker.join().unwrap();
+}
+
+/// As the worker does it: the thread that serves the mounts is started in between.
+fn only_its_server_reaches_what_is_mounted(dir: &Path) {
+    for name in ["shared", "reference"] {
+        fs::create_dir(dir.join(name)).unwrap();
+        fs::write(dir.join(name).join("file"), name).unwrap();
+    }
+    let mount = |name: &str, read_only| Mount {
+        host: dir.join(name),
+        guest: format!("/{name}").parse().unwrap(),
+        read_only,
+    };
+    let config = WorkerConfig {
+        mounts: vec![mount("shared", false), mount("reference", true)],
+        restore: None,
+        ..config(dir)
+    };
+    let dir = dir.to_owned();
+    let worker = std::thread::spawn(move || {
+        let (confinement, scope) = confine::apply(&config.vm, None, None, &config.mounts);
+        let (left, go) = mpsc::channel::<()>();
+        let landlock = confinement.landlock_abi > 0;
+        let serves = dir.clone();
+        let server = std::thread::spawn(move || {
+            // The other thread has given them up by then.
+            go.recv().unwrap();
+            fs::write(serves.join("shared/new"), "x").unwrap();
+            fs::rename(serves.join("shared/new"), serves.join("shared/file")).unwrap();
+            assert_eq!(fs::read_to_string(serves.join("reference/file")).unwrap(), "reference");
+            if landlock {
+                assert!(denied(fs::write(serves.join("reference/file"), "x")), "it is read-only");
+                assert!(denied(fs::read(serves.join("secret"))));
+                fs::copy("/bin/true", serves.join("shared/program")).unwrap();
+                assert!(denied(Command::new(serves.join("shared/program")).status()));
+            }
+        });
+        confine::leave_mounts(&config.vm, None, None, scope.as_ref());
+        left.send(()).unwrap();
+        server.join().unwrap();
+        if landlock {
+            for name in ["shared/file", "reference/file"] {
+                assert!(denied(fs::read(dir.join(name))), "the VMM would reach {name}");
+                let child = Command::new("cat").arg(dir.join(name)).output().unwrap();
+                assert!(!child.status.success() && child.stdout.is_empty());
+            }
+        }
+        // What a VM needs still works.
+        fs::write(dir.join("run/after"), "").unwrap();
     });
     worker.join().unwrap();
 }
