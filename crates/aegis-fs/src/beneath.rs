@@ -155,13 +155,14 @@ fn empty(root: &OwnedFd, directory: &OwnedFd, depth: usize, moved: &mut u64) -> 
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(e) => return Err(e.into()),
         }
+        // First, because moving it needs its permissions as well.
+        let below = open_to_empty(directory, name)?;
         if depth == REMOVAL_DEPTH {
             *moved += 1;
             renameat(directory, name, root, format!(".removed-{}-{moved}", std::process::id()))?;
             again = true;
             continue;
         }
-        let below = open_to_empty(directory, name)?;
         again |= empty(root, &below, depth + 1, moved)?;
         drop(below);
         unlinkat(directory, name, AtFlags::REMOVEDIR)?;

@@ -227,18 +227,13 @@ impl Directory {
             attr: self.attributes(found),
             attr_flags: 0,
             attr_timeout: self.validity(id),
-            entry_timeout: self.names_validity(parent),
+            entry_timeout: self.validity(parent),
         }
     }
 
-    /// How long attributes of a node are valid.
+    /// How long attributes of a node are valid, and names in it if it is a directory.
     pub(crate) fn validity(&self, id: NodeId) -> Duration {
         if self.table().is_watched(id) { LONG } else { SHORT }
-    }
-
-    /// How long names in a directory are valid.
-    pub(crate) fn names_validity(&self, directory: NodeId) -> Duration {
-        self.validity(directory)
     }
 
     /// As the guest sees it: what belongs to our user is root's, everything else nobody's.

@@ -31,7 +31,7 @@ impl Directory {
             Err(Errno::NOENT) => {
                 self.table().unname(parent, name);
                 // The kernel remembers that there is none.
-                Ok(Entry { entry_timeout: self.names_validity(parent), ..Entry::default() })
+                Ok(Entry { entry_timeout: self.validity(parent), ..Entry::default() })
             }
             Err(e) => Err(e.into()),
         }

@@ -106,7 +106,8 @@ impl Watcher {
         }
         let inotify = Option::as_ref(&self.inotify).ok_or(Errno::NOSPC)?;
         let added = inotify::add_watch(inotify, path_of(directory).as_c_str(), CHANGES);
-        if let Err(e) = added {
+        // Anything else is about this directory: it says nothing of others, and a guest can make as many as it likes.
+        if let Err(e @ (Errno::NOSPC | Errno::NOMEM)) = added {
             tracing::info!("some changes by others are noticed late: no watch: {e}");
             *refused = Some(Instant::now());
         }

@@ -28,7 +28,8 @@ const USAGE: &str = "usage: aegis-vmm-worker [probe] <config.json> | confinement
 type Failure = Box<dyn Error>;
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::new("info,fuse_backend_rs=warn");
+    // That library writes down what it cannot read, which a guest may choose: a megabyte at a time.
+    let filter = tracing_subscriber::EnvFilter::new("info,fuse_backend_rs=off");
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).init();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let outcome = match args.as_slice() {
