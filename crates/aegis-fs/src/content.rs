@@ -115,18 +115,12 @@ impl Directory {
         buffer: &mut [u8],
         offset: u64,
     ) -> io::Result<usize> {
-        let handle = self.handle_of(id, number)?;
-        let mut read = 0;
-        while read < buffer.len() {
-            let at = offset.checked_add(read as u64).ok_or_else(|| error(libc::EINVAL))?;
-            match rustix::io::pread(&handle.file, &mut buffer[read..], at) {
-                Ok(0) => break,
-                Ok(count) => read += count,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(read)
+        read_at(&*self.handle_of(id, number)?, buffer, offset)
+    }
+
+    /// The same of whatever node it is.
+    pub(crate) fn read_handle(&self, number: u64, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        read_at(&*self.handle(number)?, buffer, offset)
     }
 
     /// Writes what `bytes` has, at most as much as was said.
@@ -197,4 +191,18 @@ impl Directory {
     pub(crate) fn close_file(&self, number: u64) -> io::Result<()> {
         self.table().remove_handle(number)
     }
+}
+
+fn read_at(handle: &Handle, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        let at = offset.checked_add(read as u64).ok_or_else(|| error(libc::EINVAL))?;
+        match rustix::io::pread(&handle.file, &mut buffer[read..], at) {
+            Ok(0) => break,
+            Ok(count) => read += count,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(read)
 }

@@ -4,6 +4,7 @@
 //! guest kernel ─/dev/fuse─ pump of the harness ══port══ [`serve`] ─► [`Directory`] ─► openat(2) and its kind
 //!                                                            ▲            │ tables: node ids, names, handles
 //!                                              invalidations └── watch ◄──┘ inotify(7): what others change
+//! guest kernel ─ block device ═══════════ [`serve_content`] ─► content of open files, in long pieces
 //! ```
 //! Messages are those of the kernel (`linux/fuse.h`, protocol 7), raw: each begins with its length. `fuse-backend-rs` takes
 //! them apart; what they mean is decided here. The worker of a VM runs one [`Directory`] for each mount.
@@ -20,6 +21,7 @@
 mod attributes;
 mod beneath;
 mod content;
+mod disk;
 mod exchange;
 mod files;
 #[cfg(any(fuzzing, test))]
@@ -43,6 +45,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use beneath::{Usage, open_root, remove_tree, usage};
+pub use disk::serve_content;
 pub use files::{FileError, Files, Listed};
 pub use saved::SavedError;
 pub use session::{SessionError, serve};

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use aegis_proto::fuse::HANDLES_END;
 use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
 use rustix::fs::{OFlags, Statx};
 use serde::{Deserialize, Serialize};
@@ -128,7 +129,7 @@ pub(crate) struct Table {
     pub(crate) by_key: HashMap<Key, NodeId>,
     pub(crate) handles: HashMap<u64, Slot>,
     pub(crate) by_watch: HashMap<i32, NodeId>,
-    /// Never used again, so that a stale number finds nothing.
+    /// Never used again, so that a stale number finds nothing; numbers of handles not before all others were.
     pub(crate) next_node: NodeId,
     pub(crate) next_handle: u64,
     /// Directories with a descriptor, the oldest first.
@@ -285,8 +286,13 @@ impl Table {
         if self.handles.len() >= HANDLES_MAX {
             return Err(error(libc::ENFILE));
         }
-        let number = self.next_handle;
-        self.next_handle += 1;
+        let number = loop {
+            let number = self.next_handle;
+            self.next_handle = if number + 1 < HANDLES_END { number + 1 } else { 1 };
+            if !self.handles.contains_key(&number) {
+                break number;
+            }
+        };
         self.node_mut(handle.node)?.handles.push(number);
         self.handles.insert(number, Slot::Open(Arc::new(handle)));
         Ok(number)

@@ -3,6 +3,7 @@
 //! ```text
 //! kernel ─ read ─► a thread for each mount ─ write ─► port      not while the guest is being parked
 //! kernel ◄─ write ─ one thread ◄─ read ─ port                   and what the host has to tell, by another thread
+//! kernel ◄─ write ─ two threads ◄─ read ─ disk                  long reads, see `content`
 //! ```
 //! Threads and plain system calls, because that is the least that an exchange can cost: with an emulated CPU each message
 //! that took the way of the link cost a guest twice as much.
@@ -11,6 +12,7 @@
 //! waits for an answer cannot be killed. Only the kernel's first request, without which it never asks anything, is kept for
 //! the next session.
 
+mod content;
 mod message;
 
 use std::collections::HashMap;
@@ -18,7 +20,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread;
 
@@ -30,8 +32,8 @@ use tracing::{debug, warn};
 
 use crate::sys::Sys;
 use message::{
-    BATCH_FORGET, FORGET, Frame, GETXATTR, INIT, INTERRUPT, NOTIFY_REPLY, RELEASE, answer, frame,
-    is_kernels_own, reads, unique, word,
+    BATCH_FORGET, FORGET, Frame, GETXATTR, INIT, INTERRUPT, NOTIFY_REPLY, READ, RELEASE, Read, answer,
+    answer_header, frame, is_kernels_own, read, unique, word,
 };
 
 type Nonce = [u8; NONCE_BYTES];
@@ -40,6 +42,10 @@ type Nonce = [u8; NONCE_BYTES];
 const PORT_BYTES: usize = 64 * 1024;
 /// A read of this size is one of a file that is read from beginning to end.
 const LONG_READ: u32 = 64 * 1024;
+/// A read of this size is cheaper from the disk than over the port.
+const DISK_READ: u32 = 16 * 1024;
+/// While one of them waits for the host, the other gives the kernel what it has got.
+const READERS: usize = 2;
 /// How far the kernel reads ahead then, in KiB; its default is 128.
 const READ_AHEAD_KIB: u32 = 1024;
 /// What waits for the next request, at most.
@@ -61,6 +67,14 @@ struct Mounted {
 struct Open {
     /// The message, where it can be sent again.
     again: Option<Vec<u8>>,
+}
+
+/// A request that is answered from the disk.
+struct LongRead {
+    mounted: Arc<Mounted>,
+    read: Read,
+    /// As it would go over the port.
+    frame: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -86,6 +100,8 @@ pub(crate) struct Pump {
     /// Held while a frame is written.
     turn: Mutex<()>,
     notices: OnceLock<Sender<(Arc<Mounted>, Vec<u8>)>>,
+    /// To the threads that read the disk, where there is one.
+    long_reads: OnceLock<Option<Sender<LongRead>>>,
 }
 
 impl Pump {
@@ -98,6 +114,7 @@ impl Pump {
             port: OnceLock::new(),
             turn: Mutex::default(),
             notices: OnceLock::new(),
+            long_reads: OnceLock::new(),
         }
     }
 
@@ -237,7 +254,12 @@ impl Pump {
             GETXATTR if is_kernels_own(message) => {
                 return write(&mounted.device, &answer(unique(message), -libc::ENODATA));
             }
-            _ if reads(message, LONG_READ) => self.read_ahead(mounted),
+            READ => {
+                let read = read(message).filter(|read| read.size >= DISK_READ);
+                if read.is_some_and(|read| self.read_disk(mounted, read, frame)) {
+                    return;
+                }
+            }
             RELEASE => write(&mounted.device, &answer(unique(message), 0)),
             _ => {}
         }
@@ -300,6 +322,62 @@ impl Pump {
         // Nobody waits for it otherwise.
         if state.held {
             self.quiet.send_replace(state.writing == 0 && state.open.is_empty());
+        }
+    }
+
+    /// Has a request answered from the disk. Whether it will be.
+    fn read_disk(self: &Arc<Self>, mounted: &Arc<Mounted>, read: Read, frame: &[u8]) -> bool {
+        if read.size >= LONG_READ {
+            self.read_ahead(mounted);
+        }
+        let readers = || match self.start_readers() {
+            Ok(sender) => Some(sender),
+            Err(error) => {
+                debug!("long reads come over the port: {error}");
+                None
+            }
+        };
+        let Some(sender) = self.long_reads.get_or_init(readers) else { return false };
+        if !content::has(mounted.place, &read) {
+            return false;
+        }
+        let open = Open { again: None };
+        self.begin_writing().open.insert((mounted.place, unique(&frame[PLACE_BYTES..])), open);
+        // The threads do not end.
+        sender.send(LongRead { mounted: Arc::clone(mounted), read, frame: frame.to_vec() }).is_ok()
+    }
+
+    fn start_readers(self: &Arc<Self>) -> io::Result<Sender<LongRead>> {
+        let disk = Arc::new(self.sys.open_content_disk()?);
+        let (sender, reads) = channel();
+        let reads = Arc::new(Mutex::new(reads));
+        for _ in 0..READERS {
+            let (pump, disk, reads) = (Arc::clone(self), Arc::clone(&disk), Arc::clone(&reads));
+            spawn("fuse-content", move || pump.long_reads(&disk, &reads))?;
+        }
+        Ok(sender)
+    }
+
+    /// Answers from the disk, for ever.
+    fn long_reads(&self, disk: &OwnedFd, reads: &Mutex<Receiver<LongRead>>) {
+        let mut buffer = content::Buffer::new();
+        loop {
+            let next = reads.lock().expect("no panic while held").recv();
+            let Ok(LongRead { mounted, read, frame }) = next else { return };
+            let number = unique(&frame[PLACE_BYTES..]);
+            match buffer.fill(disk, mounted.place, &read) {
+                Ok(Ok(count)) => buffer.answer(&mounted.device, &answer_header(number, 0, count), count),
+                Ok(Err(error)) => write(&mounted.device, &answer(number, error)),
+                Err(error) => {
+                    debug!("a long read comes over the port: {error}");
+                    // It has been asked for, so it is not held; without a session it has been answered.
+                    self.write_frames(self.lock(), &mut Vec::new(), &frame);
+                    continue;
+                }
+            }
+            let mut state = self.lock();
+            state.open.remove(&(mounted.place, number));
+            self.note_quiet(&state);
         }
     }
 

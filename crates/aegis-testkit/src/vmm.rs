@@ -114,6 +114,10 @@ impl Vm for FakeVm {
         None
     }
 
+    fn content(&self) -> Option<std::os::unix::net::UnixStream> {
+        None
+    }
+
     fn ethernet(&self) -> Option<std::os::unix::net::UnixStream> {
         None
     }

@@ -12,6 +12,9 @@ const PORT: &str = "aegis.ctl";
 /// Name of the one for the messages of mounted directories.
 const FILES_PORT: &str = "aegis.fs";
 
+/// Serial number of the disk with the content of their files.
+const CONTENT_DISK: &str = "aegis.content";
+
 /// Hardware address of the network device.
 const MAC: &str = "02:ae:61:00:00:02";
 
@@ -27,6 +30,8 @@ pub(crate) struct Fds {
     pub(crate) qmp: RawFd,
     /// One end of the stream for mounted directories.
     pub(crate) files: RawFd,
+    /// One end of the stream from which the disk with the content of their files is read.
+    pub(crate) content: RawFd,
     /// One end of the network.
     pub(crate) ethernet: RawFd,
     /// Memory of a template, for [`Ram::Template`].
@@ -63,7 +68,7 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, begin: Begin) -> Vec<OsString> 
     args.option("-machine", Some(&format!("{machine},memory-backend={MEMORY}")));
     args.option("-object", Some(&memory(spec, fds.template).to_string()));
     args.option("-accel", Some(spec.accelerator.as_str()));
-    args.option("-cpu", Some("max"));
+    args.option("-cpu", Some(cpu(spec.accelerator)));
     args.option("-m", Some(&format!("{}M", spec.memory.get())));
     args.option("-smp", Some(&spec.vcpus.get().to_string()));
     args.path("-kernel", spec.kernel.as_os_str());
@@ -87,6 +92,7 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, begin: Begin) -> Vec<OsString> 
     for (index, disk) in spec.disks.iter().enumerate() {
         args.disk(index, disk);
     }
+    args.content_disk(fds.content);
     if let Begin::Incoming = begin {
         // Told later which one, because a setting of the loader comes first.
         args.option("-incoming", Some("defer"));
@@ -106,6 +112,16 @@ fn memory(spec: &VmSpec, template: Option<RawFd>) -> Value {
     memory["id"] = json!(MEMORY);
     memory["size"] = json!(u64::from(spec.memory.get()) << 20);
     memory
+}
+
+/// What the guest is told of its CPUs.
+fn cpu(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        // "Enhanced REP MOVSB" is a promise that copying by bytes is fast. Emulated, each byte costs as much as a word would:
+        // without it the guest's kernel copies and clears memory by words.
+        Accelerator::Tcg => "max,-erms",
+        Accelerator::Kvm | Accelerator::Hvf => "max",
+    }
 }
 
 fn kernel_command_line(accelerator: Accelerator, begin: Begin) -> String {
@@ -159,6 +175,20 @@ impl Arguments {
         });
         self.option("-device", Some(&device.to_string()));
     }
+
+    /// The disk of which somebody at the other end of a stream answers for each read: NBD.
+    fn content_disk(&mut self, fd: RawFd) {
+        let node = json!({
+            "driver": "nbd", "node-name": "content", "server": {"type": "fd", "str": fd.to_string()}, "read-only": true,
+        });
+        self.option("-blockdev", Some(&node.to_string()));
+        // Two reads that follow each other are not one: each answer begins with its length.
+        let device = json!({
+            "driver": "virtio-blk-device", "drive": "content", "serial": CONTENT_DISK, "request-merging": false,
+            "rerror": "report",
+        });
+        self.option("-device", Some(&device.to_string()));
+    }
 }
 
 #[cfg(test)]
@@ -188,7 +218,7 @@ mod tests {
         }
     }
 
-    const FDS: Fds = Fds { link: 7, qmp: 9, files: 13, ethernet: 11, template: None };
+    const FDS: Fds = Fds { link: 7, qmp: 9, files: 13, content: 15, ethernet: 11, template: None };
 
     fn lines(args: Vec<OsString>) -> String {
         args.into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>().join("\n")
@@ -209,7 +239,7 @@ mod tests {
         for part in [
             "-sandbox\non,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny\n",
             "-machine\nmicrovm,acpi=on,isa-serial=on,rtc=on,pit=on,pic=on,",
-            "-accel\ntcg\n-cpu\nmax\n-m\n256M\n-smp\n2\n-kernel\n/lib/aegis/vmlinux\n-initrd\n/lib/aegis/initramfs.cpio\n",
+            "-accel\ntcg\n-cpu\nmax,-erms\n-m\n256M\n-smp\n2\n-kernel\n/lib/aegis/vmlinux\n-initrd\n/lib/aegis/initramfs.cpio\n",
             " no_timer_check tsc_early_khz=2600000 tsc=reliable\n",
             "-chardev\nsocket,id=qmp,fd=9\n-mon\nchardev=qmp,mode=control\n",
             "-chardev\nsocket,id=link,fd=7,server=on,wait=off\n",
@@ -230,7 +260,7 @@ mod tests {
     fn disk_formats_are_stated_and_paths_are_quoted() {
         let line = line(Accelerator::Tcg, None);
         let objects = objects(&line).split_off(1);
-        assert_eq!(objects.len(), 6);
+        assert_eq!(objects.len(), 8);
         assert_eq!(
             (&objects[0]["filename"], &objects[0]["read-only"]),
             (&json!("/images/a,b.erofs"), &json!(true))
@@ -240,6 +270,11 @@ mod tests {
         assert_eq!((&objects[3]["read-only"], &objects[3]["discard"]), (&json!(false), &json!("unmap")));
         assert_eq!(&objects[4]["read-only"], &json!(false));
         assert_eq!(&objects[5]["serial"], &json!("upper"));
+        assert_eq!(objects[6]["server"], json!({"type": "fd", "str": "15"}));
+        assert_eq!(
+            (&objects[7]["serial"], &objects[7]["request-merging"]),
+            (&json!("aegis.content"), &json!(false))
+        );
     }
 
     #[test]

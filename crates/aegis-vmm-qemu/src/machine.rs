@@ -50,6 +50,7 @@ pub(crate) struct Machine {
     /// Until somebody takes them.
     ethernet: Mutex<Option<StdUnixStream>>,
     files: Mutex<Option<StdUnixStream>>,
+    content: Mutex<Option<StdUnixStream>>,
     observed: Arc<watch::Sender<Observed>>,
     started: watch::Receiver<Option<StartTimes>>,
     console: Tail,
@@ -69,19 +70,21 @@ impl Machine {
         let ours = UnixStream::from_std(ours).map_err(io("make the QMP connection"))?;
         let (ethernet, device) = StdUnixStream::pair().map_err(io("make the network"))?;
         let (files, port) = StdUnixStream::pair().map_err(io("make the stream for directories"))?;
+        let (content, disk) = StdUnixStream::pair().map_err(io("make the stream for content"))?;
         let log = Log::open(&spec.runtime_dir).map_err(io("open the console log"))?;
 
         let (listener, theirs) = (OwnedFd::from(listener), OwnedFd::from(theirs));
-        let (device, port) = (OwnedFd::from(device), OwnedFd::from(port));
+        let (device, port, disk) = (OwnedFd::from(device), OwnedFd::from(port), OwnedFd::from(disk));
         let fds = Fds {
             link: listener.as_raw_fd(),
             qmp: theirs.as_raw_fd(),
             files: port.as_raw_fd(),
+            content: disk.as_raw_fd(),
             ethernet: device.as_raw_fd(),
             template: template.map(|fd| fd.as_raw_fd()),
         };
         // The directory is for saving: QEMU reaches a socket through it, as we do.
-        let mut inherited = vec![&listener, &theirs, &device, &port, socket.directory.fd()];
+        let mut inherited = vec![&listener, &theirs, &device, &port, &disk, socket.directory.fd()];
         inherited.extend(template);
         let (arguments, incoming) = match &begin {
             Begin::Boot { tsc_khz } => (args::Begin::Boot { tsc_khz: *tsc_khz }, None),
@@ -106,7 +109,7 @@ impl Machine {
             .spawn()
             .map_err(|source| VmmError::Spawn { program: spec.vmm_path.display().to_string(), source })?;
         // From here on only QEMU holds them, so that they end with it.
-        drop((listener, theirs, device, port, begin));
+        drop((listener, theirs, device, port, disk, begin));
 
         let pid = child.id();
         let (qmp, connection, ready) = qmp::connect(ours);
@@ -128,8 +131,21 @@ impl Machine {
             // Nobody left to tell is no reason to do anything else.
             let _ = exit_tx.send(Some(process.supervise(connection, opening).await));
         });
-        let (ethernet, files) = (Mutex::new(Some(ethernet)), Mutex::new(Some(files)));
-        Ok(Self { pid, socket, qmp, ethernet, files, observed, started, console, kill, exit, supervisor })
+        let [ethernet, files, content] = [ethernet, files, content].map(|stream| Mutex::new(Some(stream)));
+        Ok(Self {
+            pid,
+            socket,
+            qmp,
+            ethernet,
+            files,
+            content,
+            observed,
+            started,
+            console,
+            kill,
+            exit,
+            supervisor,
+        })
     }
 }
 
@@ -242,6 +258,10 @@ impl Vm for Machine {
 
     fn files(&self) -> Option<StdUnixStream> {
         self.files.lock().expect("no panic while held").take()
+    }
+
+    fn content(&self) -> Option<StdUnixStream> {
+        self.content.lock().expect("no panic while held").take()
     }
 
     async fn pause(&self) -> Result<(), VmmError> {

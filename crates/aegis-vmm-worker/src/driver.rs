@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::Outside;
 use crate::boot::{self, Attempt, Plan, Up, message_of, reap};
+use crate::content;
 use crate::guest::{Guest, GuestError, greet};
 use crate::saved::Saved;
 use crate::view::View;
@@ -184,13 +185,18 @@ impl Driver {
 
     /// One attempt: the VM, or why not and whether trying again may help.
     async fn attempt(&mut self, plan: Plan<'_>) -> Result<Result<Up, (BootFailure, bool)>, Exited> {
-        let (view, net) = (&self.view, &self.outside.net);
+        let (view, Outside { net, mounts }) = (&self.view, &self.outside);
         let restored = matches!(plan.start, Start::Restore { .. })
             && self.config.restore.as_ref().is_some_and(|restore| restore.kind == StartKind::Restore);
         let started = |vm: &dyn Vm| {
             view.send_modify(|view| view.vmm_pid = vm.pid());
             if let Some((net, link)) = net.as_ref().and_then(|net| Some((net, vm.ethernet()?))) {
                 net.serve(link, restored);
+            }
+            match (vm.content(), mounts) {
+                (Some(stream), Some(mounts)) => mounts.serve_content(stream),
+                (Some(stream), None) => content::serve(stream, Vec::new()),
+                (None, _) => {}
             }
         };
         let stop = next_stop(&mut self.requests, "the VM is still booting");

@@ -17,6 +17,7 @@
 
 mod boot;
 pub mod confine;
+mod content;
 mod control;
 mod driver;
 mod guest;

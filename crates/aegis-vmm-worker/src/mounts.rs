@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::boot::message_of;
+use crate::content;
 
 /// For sessions to end whose streams have.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -46,6 +47,8 @@ enum Command {
     Open(Option<PathBuf>, Reply),
     /// The guest is there, and asks on this stream; the one before serves on without one.
     Serve(HostLink, Option<StdUnixStream>),
+    /// The VMM that is being started reads content on this stream.
+    ServeContent(StdUnixStream),
     /// The guest was parked: leave what the next worker needs in this directory.
     Save(PathBuf, Reply),
 }
@@ -81,6 +84,13 @@ impl MountThread {
     /// Serves the guest at the end of this link. The stream is given once for each VM.
     pub(crate) fn serve(&self, link: HostLink, files: Option<StdUnixStream>) {
         if self.commands.send(Command::Serve(link, files)).is_err() {
+            tracing::error!("the thread of the mounts is gone");
+        }
+    }
+
+    /// Answers the VMM for the content of files, those of the guest for which they were opened last.
+    pub(crate) fn serve_content(&self, stream: StdUnixStream) {
+        if self.commands.send(Command::ServeContent(stream)).is_err() {
             tracing::error!("the thread of the mounts is gone");
         }
     }
@@ -134,6 +144,7 @@ impl Server {
                         self.session.spawn(serve(link, Arc::clone(files), self.open.clone()));
                     }
                 }
+                Command::ServeContent(stream) => content::serve(stream, self.open.clone()),
                 Command::Save(directory, reply) => {
                     let _ = reply.send(self.save(&directory).await);
                 }

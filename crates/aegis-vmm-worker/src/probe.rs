@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use aegis_proto::worker::WorkerConfig;
-use aegis_vmm::{Start, Vmm};
+use aegis_vmm::{Start, Vm, Vmm};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{Attempt, Plan, attempt, reap};
+use crate::content;
 
 /// A host on which booting takes longer is not worth the accelerator.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
@@ -27,7 +28,12 @@ pub struct ProbeReport {
 pub async fn probe(config: &WorkerConfig, vmm: &dyn Vmm) -> ProbeReport {
     let limit = PROBE_DEADLINE.min(Duration::from_millis(config.boot_timeout_ms));
     let plan = Plan { vm: &config.vm, start: Start::Boot, limit };
-    match attempt(vmm, config, plan, |_| {}, std::future::pending::<()>()).await {
+    let started = |vm: &dyn Vm| {
+        if let Some(stream) = vm.content() {
+            content::serve(stream, Vec::new());
+        }
+    };
+    match attempt(vmm, config, plan, started, std::future::pending::<()>()).await {
         Attempt::Up(up) => {
             reap(up.vm.as_ref()).await;
             let boot_ms = u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX);

@@ -165,6 +165,10 @@ pub trait Vm: Send + Sync {
     /// its end. Only the first call gets it.
     fn files(&self) -> Option<UnixStream>;
 
+    /// The disk with the content of their files: a client of NBD at the other end reads it, from before the first instruction
+    /// of the VM. The VMM does not start before somebody has answered it. Only the first call gets it.
+    fn content(&self) -> Option<UnixStream>;
+
     /// Halts the CPUs. Idempotent.
     ///
     /// # Errors

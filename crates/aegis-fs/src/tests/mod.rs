@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod changes;
+mod disk;
 mod hostile;
 mod kernel;
 mod meaning;

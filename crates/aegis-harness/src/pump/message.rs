@@ -14,8 +14,8 @@ pub(super) const BATCH_FORGET: u32 = 42;
 
 /// Bytes of `struct fuse_getxattr_in`, after which the name stands.
 const GETXATTR_IN: usize = 8;
-/// Place of `size` in `struct fuse_read_in`.
-const READ_SIZE: usize = 16;
+/// Bytes of `struct fuse_read_in` that are looked at.
+const READ_IN: usize = 20;
 /// Attributes that only the kernel asks for.
 const KERNELS_OWN: [&[u8]; 3] = [b"security.", b"system.", b"trusted."];
 
@@ -44,15 +44,28 @@ pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// Whether a request reads at least so many bytes.
-pub(super) fn reads(message: &[u8], bytes: u32) -> bool {
-    let at = REQUEST_HEADER + READ_SIZE;
-    word(message, 4) == READ && message.len() >= at + 4 && word(message, at) >= bytes
+/// What a request reads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Read {
+    pub(super) handle: u64,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+}
+
+/// What this request reads, if it does.
+pub(super) fn read(message: &[u8]) -> Option<Read> {
+    let body =
+        message.get(REQUEST_HEADER..).filter(|body| word(message, 4) == READ && body.len() >= READ_IN)?;
+    Some(Read { handle: long(body, 0), offset: long(body, 8), size: word(body, 16) })
 }
 
 /// The number of a request, which is that of its answer: at the same place in both headers.
 pub(super) fn unique(message: &[u8]) -> u64 {
-    u64::from_le_bytes(message[8..16].try_into().expect("eight bytes"))
+    long(message, 8)
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 pub(super) fn is_kernels_own(message: &[u8]) -> bool {
@@ -62,8 +75,14 @@ pub(super) fn is_kernels_own(message: &[u8]) -> bool {
 
 /// An answer without content.
 pub(super) fn answer(number: u64, error: i32) -> [u8; ANSWER_HEADER] {
+    answer_header(number, error, 0)
+}
+
+/// What comes before so many bytes of content.
+pub(super) fn answer_header(number: u64, error: i32, content: usize) -> [u8; ANSWER_HEADER] {
     let mut message = [0; ANSWER_HEADER];
-    message[0] = u8::try_from(ANSWER_HEADER).expect("16");
+    let length = u32::try_from(ANSWER_HEADER + content).expect("below 2 MiB");
+    message[..4].copy_from_slice(&length.to_le_bytes());
     message[4..8].copy_from_slice(&error.to_le_bytes());
     message[8..].copy_from_slice(&number.to_le_bytes());
     message

@@ -61,6 +61,7 @@ struct State {
     fuse: BTreeMap<String, OwnedFd>,
     /// The host's end.
     fuse_port: Option<OwnedFd>,
+    content_disk: Option<PathBuf>,
     /// Processes that were not reaped yet.
     children: BTreeSet<u32>,
     /// Process groups whose leader is gone and that still have members.
@@ -106,6 +107,13 @@ impl FakeSys {
     #[must_use]
     pub fn with_file(self, path: &str, contents: &[u8]) -> Self {
         self.lock().files.insert(path.into(), contents.to_vec());
+        self
+    }
+
+    /// The same with a file as the disk with the content of open files.
+    #[must_use]
+    pub fn with_content_disk(self, path: &Path) -> Self {
+        self.lock().content_disk = Some(path.to_owned());
         self
     }
 
@@ -206,6 +214,11 @@ impl Sys for FakeSys {
 
     fn interrupt_nobody(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn open_content_disk(&self) -> io::Result<OwnedFd> {
+        let disk = self.lock().content_disk.clone().ok_or(io::ErrorKind::NotFound)?;
+        Ok(std::fs::File::open(disk)?.into())
     }
 
     fn set_read_ahead(&self, _: &str, _: u32) -> io::Result<()> {

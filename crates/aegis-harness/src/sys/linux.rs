@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use aegis_proto::fuse::CONTENT_DISK;
 use aegis_proto::hello::GuestNetwork;
 use aegis_types::ExitStatus;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
@@ -63,6 +64,12 @@ impl Sys for LinuxSys {
         let path = port::find(FUSE_PORT).ok_or(io::ErrorKind::NotFound)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
         Ok(rustix::fs::open(path, flags, Mode::empty())?)
+    }
+
+    fn open_content_disk(&self) -> io::Result<OwnedFd> {
+        let path = self.find_disk(CONTENT_DISK)?.ok_or(io::ErrorKind::NotFound)?;
+        // What is there changes: no page of it is to be kept.
+        Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     fn interrupt_nobody(&self) -> io::Result<()> {

@@ -79,6 +79,8 @@ pub trait Sys: Send + Sync + 'static {
     fn mount_fuse(&self, target: &str, read_only: bool) -> io::Result<OwnedFd>;
     /// Opens the port for the messages of such file systems. Once.
     fn open_fuse_port(&self) -> io::Result<OwnedFd>;
+    /// Opens the disk on which the host shows the content of open files, for reads that are whole sectors.
+    fn open_content_disk(&self) -> io::Result<OwnedFd>;
     /// From now on the calling thread interrupts nobody when it wakes; it runs as soon as somebody waits.
     fn interrupt_nobody(&self) -> io::Result<()>;
     /// Has the kernel read ahead this many KiB in the file system that is mounted there.

@@ -1,6 +1,7 @@
 //! Mounted directories: messages between a kernel and a host, both of which are the test.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use aegis_link::Stream;
 use aegis_link::host::{HostLink, greet};
 use aegis_link::rpc::Client;
 use aegis_proto::control::PARK;
-use aegis_proto::fuse::{END, NONCE_BYTES};
+use aegis_proto::fuse::{CONTENT_HEAD, Content, END, NONCE_BYTES};
 use aegis_proto::hello::{GuestMount, Hello};
 use aegis_proto::service::Service;
 use aegis_types::MountPoint;
@@ -21,6 +22,7 @@ use tokio::net::UnixStream;
 use crate::vm::{Host, Vm, hello, sh, within};
 
 const GETATTR: u32 = 3;
+const READ: u32 = 15;
 const RELEASE: u32 = 18;
 const GETXATTR: u32 = 22;
 const INIT: u32 = 26;
@@ -61,7 +63,7 @@ impl Kernel {
     async fn hears(&self) -> Vec<u8> {
         let device = Arc::clone(&self.0);
         let heard = tokio::task::spawn_blocking(move || {
-            let mut buffer = vec![0; 4096];
+            let mut buffer = vec![0; 64 * 1024];
             let (length, _) = recv(&device, &mut buffer[..], RecvFlags::empty()).unwrap();
             buffer.truncate(length);
             buffer
@@ -80,7 +82,11 @@ struct Guest {
 
 impl Guest {
     async fn new() -> Self {
-        let vm = Vm::new();
+        Self::on(FakeSys::new()).await
+    }
+
+    async fn on(sys: FakeSys) -> Self {
+        let vm = Vm::on(sys);
         let (carrier, session) = vm.connect();
         let (link, _) = within(greet(carrier, mounting())).await.unwrap();
         let sys = Arc::clone(&vm.sys);
@@ -160,6 +166,48 @@ async fn what_needs_no_host_is_answered_in_the_guest() {
     // In their order, and the first one needs nobody to ask for something.
     expect(&mut port, &frame(&release)).await;
     expect(&mut port, &frame(&users)).await;
+}
+
+/// A request to read from an open file.
+fn reading(number: u64, content: Content, size: u32) -> Vec<u8> {
+    let place = [content.handle, content.offset].map(u64::to_le_bytes).concat();
+    request(READ, number, &[&place[..], &size.to_le_bytes(), &[0; 20]].concat())
+}
+
+#[tokio::test]
+async fn long_reads_come_from_the_disk() {
+    const SIZE: u32 = 32 * 1024;
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    let show = |content: Content, outcome: i32, bytes: &[u8]| {
+        let head = [&outcome.to_le_bytes()[..], &[0; CONTENT_HEAD - 4]].concat();
+        let address = content.address().unwrap();
+        disk.as_file()
+            .write_all_at(&[&head, bytes, &vec![0; SIZE as usize - bytes.len()]].concat(), address)
+            .unwrap();
+    };
+    let content = |handle, offset| Content { place: 0, handle, offset };
+    let text: Vec<u8> = (0..20_000_u32).map(|at| u8::try_from(at % 199).unwrap()).collect();
+    show(content(3, 4096), 20_000, &text);
+    show(content(4, 0), -libc::ESTALE, &[]);
+    let guest = Guest::on(FakeSys::new().with_content_disk(disk.path())).await;
+    let _stream = guest.begin(nonce(1)).await;
+    let mut port = guest.port().await;
+    expect(&mut port, &nonce(1)).await;
+    guest.kernel.asks(&reading(1, content(3, 4096), SIZE));
+    assert_eq!(guest.kernel.hears().await, answer(0, 1, &text));
+    guest.kernel.asks(&reading(3, content(4, 0), SIZE));
+    assert_eq!(guest.kernel.hears().await, answer(-libc::ESTALE, 3, &[]));
+    // What the disk does not have comes over the port: short reads, places without an address, and what cannot be read.
+    let others = [
+        reading(5, content(3, 4096), 8192),
+        reading(7, content(3, 100), SIZE),
+        reading(9, content(1 << 40, 0), SIZE),
+        reading(11, content(9, 1 << 34), SIZE),
+    ];
+    for other in others {
+        guest.kernel.asks(&other);
+        expect(&mut port, &frame(&other)).await;
+    }
 }
 
 #[tokio::test]

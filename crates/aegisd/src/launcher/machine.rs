@@ -27,7 +27,7 @@ pub(crate) const BOOT_ATTEMPTS: u8 = 2;
 /// Time on top of all attempts in which a worker reports their failure.
 const BOOT_MARGIN: Duration = Duration::from_secs(30);
 /// Changes whenever workers give the VMM another machine: saved state of the earlier one is not used any more.
-const MACHINE_FORMAT: u32 = 3;
+const MACHINE_FORMAT: u32 = 4;
 
 /// Knows where everything is.
 pub(crate) struct Machines {
