@@ -1,4 +1,4 @@
-//! The registry of instances and their ports: one SQLite file, `$AEGIS_HOME/data/aegis.db`.
+//! The registry of instances, their ports and encrypted secrets: one SQLite file, `$AEGIS_HOME/data/aegis.db`.
 //!
 //! The daemon is the only user. SQLite blocks, so one thread named `registry` owns the connection and the async
 //! [`Store`] sends it work over a bounded channel.
@@ -16,9 +16,11 @@ mod error;
 mod expose;
 mod row;
 mod schema;
+mod secret;
 mod store;
 
 pub use error::StoreError;
 pub use expose::ExposeRow;
 pub use row::InstanceRow;
+pub use secret::{Sealed, SecretRow};
 pub use store::Store;

@@ -47,6 +47,23 @@ pub(crate) const STEPS: &[&str] = &[
     ALTER TABLE instances ADD COLUMN mounts TEXT NOT NULL DEFAULT '[]'; -- JSON array
     ALTER TABLE instances ADD COLUMN auto_workspace INTEGER NOT NULL DEFAULT 0;
 ",
+    "
+    CREATE TABLE secrets (
+        name           TEXT PRIMARY KEY,
+        value          BLOB NOT NULL,     -- encrypted
+        created_at     TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE secrets_key (
+        id             INTEGER PRIMARY KEY CHECK (id = 0),
+        value          BLOB NOT NULL      -- what only the right key opens
+    ) STRICT;
+    -- A row is there before its instance: the first boot needs it.
+    CREATE TABLE instance_secrets (
+        instance_id    TEXT PRIMARY KEY,
+        wanted         TEXT NOT NULL,     -- JSON object of names
+        injected       BLOB               -- encrypted values that its current boot was given
+    ) STRICT;
+",
 ];
 
 /// Brings the file to the newest version of `steps`. Each step is applied completely or not at all.

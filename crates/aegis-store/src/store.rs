@@ -6,11 +6,11 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::thread;
 
-use aegis_types::{GuestPort, InstanceId};
+use aegis_types::{GuestPort, InstanceId, SecretName, WantedSecrets};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{ExposeRow, InstanceRow, StoreError, schema};
+use crate::{ExposeRow, InstanceRow, Sealed, SecretRow, StoreError, schema, secret};
 
 /// Calls that wait for the thread; the next caller waits to be let in.
 const QUEUE: usize = 64;
@@ -65,16 +65,17 @@ impl Store {
         self.run(move |connection| row.save(connection)).await
     }
 
-    /// Deletes, with its exposed ports; a missing row is a success.
+    /// Deletes, with its exposed ports and what it has of secrets; a missing row is a success.
     ///
     /// # Errors
     /// The file could not be written. Nothing was changed.
     pub async fn delete(&self, id: InstanceId) -> Result<(), StoreError> {
         self.run(move |connection| {
-            connection
-                .execute("DELETE FROM instances WHERE id = ?1", [id.as_str()])
-                .map(|_| ())
-                .map_err(StoreError::sqlite("delete an instance"))
+            let failed = StoreError::sqlite("delete an instance");
+            let transaction = connection.transaction().map_err(&failed)?;
+            transaction.execute("DELETE FROM instances WHERE id = ?1", [id.as_str()]).map_err(&failed)?;
+            secret::forget(&transaction, Some(&id))?;
+            transaction.commit().map_err(&failed)
         })
         .await
     }
@@ -101,6 +102,79 @@ impl Store {
     /// The file could not be written. Nothing was changed.
     pub async fn delete_expose(&self, instance: InstanceId, guest: GuestPort) -> Result<(), StoreError> {
         self.run(move |connection| ExposeRow::delete(connection, &instance, guest)).await
+    }
+
+    /// Every secret, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::BadRow`] for a row that cannot be read.
+    pub async fn load_secrets(&self) -> Result<Vec<SecretRow>, StoreError> {
+        self.run(|connection| SecretRow::load_all(connection)).await
+    }
+
+    /// Inserts or replaces a secret; durable when it returns.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn save_secret(&self, row: SecretRow) -> Result<(), StoreError> {
+        self.run(move |connection| row.save(connection)).await
+    }
+
+    /// Deletes a secret. Whether there was one.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn delete_secret(&self, name: SecretName) -> Result<bool, StoreError> {
+        self.run(move |connection| secret::delete(connection, &name)).await
+    }
+
+    /// Everything that is encrypted.
+    ///
+    /// # Errors
+    /// [`StoreError::BadRow`] for a row that cannot be read.
+    pub async fn load_sealed(&self) -> Result<Sealed, StoreError> {
+        self.run(|connection| Sealed::load(connection)).await
+    }
+
+    /// Replaces what is encrypted, in one transaction; what is not there any more is left out.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn replace_sealed(&self, sealed: Sealed) -> Result<(), StoreError> {
+        self.run(move |connection| sealed.replace(connection)).await
+    }
+
+    /// Keeps which secrets an instance wants, which need not be in the registry yet.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn save_wanted(&self, id: InstanceId, wanted: WantedSecrets) -> Result<(), StoreError> {
+        self.run(move |connection| secret::save_wanted(connection, &id, &wanted)).await
+    }
+
+    /// Which secrets an instance wants; none without a row.
+    ///
+    /// # Errors
+    /// [`StoreError::BadRow`] for a row that cannot be read.
+    pub async fn load_wanted(&self, id: InstanceId) -> Result<WantedSecrets, StoreError> {
+        self.run(move |connection| secret::load_wanted(connection, &id)).await
+    }
+
+    /// Keeps what the current boot of an instance was given, encrypted; `None`: nothing. Without [`Store::save_wanted`]
+    /// before it changes nothing.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn save_injected(&self, id: InstanceId, value: Option<Vec<u8>>) -> Result<(), StoreError> {
+        self.run(move |connection| secret::save_injected(connection, &id, value.as_deref())).await
+    }
+
+    /// Removes what an instance has of secrets, or what is left of instances that are not in the registry.
+    ///
+    /// # Errors
+    /// The file could not be written. Nothing was changed.
+    pub async fn forget_secrets(&self, id: Option<InstanceId>) -> Result<(), StoreError> {
+        self.run(move |connection| secret::forget(connection, id.as_ref())).await
     }
 
     /// Closes the file after what was asked for before, which folds its journal into it. Later calls fail.

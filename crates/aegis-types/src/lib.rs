@@ -11,6 +11,7 @@ mod names;
 mod net;
 mod policy;
 mod ports;
+mod secret;
 mod state;
 mod units;
 mod vm;
@@ -22,6 +23,10 @@ pub use names::{Handle, ImageName, InstanceId, InvalidName, VmId};
 pub use net::{InvalidNet, NetEvent, NetMode, NetPolicy, NetRule, NetSetup, NetTarget, Proxies};
 pub use policy::{IdlePolicy, Policy, RestartPolicy, UnknownPolicy};
 pub use ports::{Expose, GuestPort, InvalidPort, Protocol, PublicPort};
+pub use secret::{
+    InvalidSecretUse, SECRET_MAX, SECRETS_DIR, SECRETS_MAX, SecretBytes, SecretFile, SecretName, SecretPath,
+    SecretUse, WantedSecrets,
+};
 pub use state::{InstanceState, StartKind, StopReason, UnknownStopReason};
 pub use units::{InvalidUnit, Mib, Vcpus};
 pub use vm::{Accelerator, Disk, DiskFormat, Ram, VmSpec};

@@ -14,6 +14,13 @@ pub struct InvalidName {
     rule: &'static str,
 }
 
+impl InvalidName {
+    /// Bounded, so that a hostile name cannot fill a log.
+    pub(crate) fn new(kind: &'static str, value: &str, rule: &'static str) -> Self {
+        Self { kind, value: value.chars().take(80).collect(), rule }
+    }
+}
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr) => {
         $(#[$doc])*
@@ -31,9 +38,7 @@ macro_rules! name_type {
                 if check(text) {
                     Ok(Self(text.to_owned()))
                 } else {
-                    // Bounded, so that a hostile name cannot fill a log.
-                    let value = text.chars().take(80).collect();
-                    Err(InvalidName { kind: $kind, value, rule: $rule })
+                    Err(InvalidName::new($kind, text, $rule))
                 }
             }
 

@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aegis_store::{ExposeRow, InstanceRow, Store, StoreError};
+use aegis_store::{ExposeRow, InstanceRow, Sealed, SecretRow, Store, StoreError};
 use aegis_types::{
     GuestPort, Handle, IdlePolicy, ImageName, InstanceId, Mib, Mount, MountPoint, Policy, Protocol,
-    PublicPort, RestartPolicy, StopReason, Vcpus,
+    PublicPort, RestartPolicy, SecretName, StopReason, Vcpus, WantedSecrets,
 };
 use jiff::Timestamp;
 
@@ -282,4 +282,49 @@ async fn a_damaged_port_is_an_error_that_names_it() {
         assert!(matches!(&error, StoreError::BadRow { column: c, .. } if *c == column), "{error}");
         assert!(error.to_string().contains("inst-1"), "{error}");
     }
+}
+
+fn secret(name: &str, value: &[u8]) -> SecretRow {
+    SecretRow {
+        name: SecretName::parse(name).unwrap(),
+        value: value.to_vec(),
+        created_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_kept_by_name_and_all_that_is_sealed_changes_together() {
+    let (_dir, path) = home();
+    let store = Store::open(&path).unwrap();
+    let (id, gone) = (InstanceId::from_unix_nanos(1), InstanceId::from_unix_nanos(2));
+    store.save(row(1)).await.unwrap();
+    let wanted = WantedSecrets { variables: vec!["A".parse().unwrap()], files: Vec::new() };
+    for id in [&id, &gone] {
+        store.save_wanted(id.clone(), wanted.clone()).await.unwrap();
+        store.save_injected(id.clone(), Some(b"old".to_vec())).await.unwrap();
+    }
+    for (name, value) in [("B", b"1"), ("A", b"2"), ("B", b"3")] {
+        store.save_secret(secret(name, value)).await.unwrap();
+    }
+    assert_eq!(store.load_secrets().await.unwrap(), [secret("A", b"2"), secret("B", b"3")]);
+    let new = Sealed {
+        check: Some(b"check".to_vec()),
+        secrets: ["A", "B", "C"].map(|name| (SecretName::parse(name).unwrap(), b"new".to_vec())).into(),
+        injected: vec![(id.clone(), b"new".to_vec())],
+    };
+    store.replace_sealed(new.clone()).await.unwrap();
+    store.forget_secrets(None).await.unwrap();
+    store.close().await;
+    let store = Store::open(&path).unwrap();
+    // What is not there is not made, and what belongs to no instance is gone.
+    let expected = Sealed { secrets: new.secrets[..2].to_vec(), ..new };
+    assert_eq!(store.load_sealed().await.unwrap(), expected);
+    assert_eq!(store.load_wanted(id.clone()).await.unwrap(), wanted);
+    assert!(store.load_wanted(gone).await.unwrap().is_empty());
+    let a = SecretName::parse("A").unwrap();
+    assert!(store.delete_secret(a.clone()).await.unwrap() && !store.delete_secret(a).await.unwrap());
+    store.save_injected(id.clone(), None).await.unwrap();
+    assert!(store.load_sealed().await.unwrap().injected.is_empty());
+    store.delete(id.clone()).await.unwrap();
+    assert!(store.load_wanted(id).await.unwrap().is_empty());
 }
