@@ -30,6 +30,10 @@ pub enum ErrorCode {
     ImageNotFound,
     /// No such workspace (404).
     WorkspaceNotFound,
+    /// No such secret (404).
+    SecretNotFound,
+    /// The secrets cannot be decrypted: the master key is missing or another one (503).
+    SecretsLocked,
     /// An instance mounts the workspace (409).
     WorkspaceInUse,
     /// The name is taken and its instance is not stopped (409).
@@ -63,7 +67,11 @@ impl ErrorCode {
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
-            Self::InstanceNotFound | Self::ImageNotFound | Self::NotExposed | Self::WorkspaceNotFound => 404,
+            Self::InstanceNotFound
+            | Self::ImageNotFound
+            | Self::NotExposed
+            | Self::WorkspaceNotFound
+            | Self::SecretNotFound => 404,
             Self::AlreadyExists
             | Self::Disabled
             | Self::WrongState
@@ -71,7 +79,7 @@ impl ErrorCode {
             | Self::CrashLoop
             | Self::WorkspaceInUse => 409,
             Self::Internal => 500,
-            Self::BootFailed | Self::ShuttingDown | Self::NoMemory => 503,
+            Self::BootFailed | Self::ShuttingDown | Self::NoMemory | Self::SecretsLocked => 503,
             Self::Timeout => 504,
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use aegis_types::{
     GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, Mount, NetPolicy,
-    RestartPolicy, StartKind, StopReason, Vcpus,
+    RestartPolicy, SecretFile, SecretUse, StartKind, StopReason, Vcpus,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,13 @@ pub struct CreateInstance {
     /// Environment of the command.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Secrets as further variables: `KEY`, `K=secret.NAME` or `*`, with a `?` at the end for one that may be missing.
+    /// Those in `env` win.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretUse>,
+    /// Secrets as files: `KEY:/run/secrets/NAME`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_files: Vec<SecretFile>,
     /// Absolute working directory in the guest; `/` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
@@ -167,6 +174,12 @@ pub struct InstanceInfo {
     /// Names of the environment variables; values are not shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env_keys: Vec<String>,
+    /// Secrets that its boots get as variables: names, never values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_keys: Vec<SecretUse>,
+    /// Secrets that its boots get as files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_files: Vec<SecretFile>,
     /// Working directory of the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,

@@ -15,6 +15,7 @@ mod log;
 mod net;
 pub mod paths;
 mod policy;
+mod secret;
 mod stats;
 mod status;
 mod template;
@@ -29,6 +30,10 @@ pub use instance::{CreateInstance, CreatedInstance, InstanceInfo, InstanceSummar
 pub use log::{LogEntry, LogSource, LogStream};
 pub use net::{NetRuleRequest, NetStatus};
 pub use policy::InvalidPolicy;
+pub use secret::{
+    AuditEntry, AuditEvent, InstanceSecrets, InstanceSecretsReply, KeyRotated, RevealedSecret, SecretSummary,
+    SetSecret,
+};
 pub use stats::{DaemonStats, InstanceStats, LastStart, StartCounts};
 pub use status::{
     AssetStatus, BackendCapabilities, DaemonStatus, RouterStatus, ShutdownMode, ShutdownRequest,

@@ -15,6 +15,12 @@ pub const IMAGE_IMPORT: &str = "/v1/images/import";
 
 /// `GET`: list of [`crate::WorkspaceSummary`].
 pub const WORKSPACES: &str = "/v1/workspaces";
+/// `GET`: list of [`crate::SecretSummary`].
+pub const SECRETS: &str = "/v1/secrets";
+/// `POST` → [`crate::KeyRotated`].
+pub const SECRETS_ROTATE_KEY: &str = "/v1/secrets/rotate-key";
+/// `GET`: list of [`crate::AuditEntry`], newest last; at most the newest 1000.
+pub const AUDIT: &str = "/v1/audit";
 /// `GET`: [`crate::DaemonStats`].
 pub const STATS: &str = "/v1/stats";
 /// `GET`: list of [`crate::TemplateSummary`]; `POST`: [`crate::BuildTemplate`] → [`crate::TemplateSummary`] when it is built.
@@ -34,6 +40,21 @@ pub fn instance(target: &str) -> String {
 /// `DELETE` → [`crate::StateReply`].
 pub fn workspace(name: &str) -> String {
     format!("{WORKSPACES}/{}", encode(name))
+}
+
+/// `PUT`: [`crate::SetSecret`] → [`crate::SecretSummary`]; `DELETE` → [`crate::StateReply`]. There is no `GET`.
+pub fn secret(name: &str) -> String {
+    format!("{SECRETS}/{}", encode(name))
+}
+
+/// `POST` → [`crate::RevealedSecret`].
+pub fn secret_reveal(name: &str) -> String {
+    format!("{}/reveal", secret(name))
+}
+
+/// `PUT`: [`crate::InstanceSecrets`] → [`crate::InstanceSecretsReply`].
+pub fn instance_secrets(target: &str) -> String {
+    action(target, "secrets")
 }
 
 /// `GET` → [`crate::WorkspaceUsage`].

@@ -97,7 +97,7 @@ pub(crate) async fn run(vm: &dyn Vm, network: GuestNetwork, process: Process) ->
         let (link, _welcome) = host::greet(vm.connect().await?, hello(Some(network))?).await?;
         let (client, _notifications) = rpc::Client::new(link.open(Service::Control).await?);
         let logs = link.open(Service::Logs).await?;
-        call::<Started>(&client, control::RUN, &Run { process }).await?;
+        call::<Started>(&client, control::RUN, &Run { process, secret_files: Vec::new() }).await?;
         ended(logs).await
     };
     let ended = tokio::time::timeout(RUN_DEADLINE, work).await;
@@ -114,7 +114,7 @@ async fn talk(vm: &dyn Vm, start: Instant, until: Until) -> Result<Answers, Benc
             let process = Process { command: vec!["true".to_owned()], env: BTreeMap::new(), workdir: None };
             // Both at once: nothing forbids it, so that it belongs to a floor.
             let logs = link.open(Service::Logs).await?;
-            let run = Run { process };
+            let run = Run { process, secret_files: Vec::new() };
             tokio::try_join!(call::<Started>(&client, control::RUN, &run), ended(logs))?;
         }
     }

@@ -4,12 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aegis_api::{
-    BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest, ExposeReply,
-    ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSummary, KeepaliveRequest,
-    NetRuleRequest, NetStatus, PruneReply, PruneTemplates, PrunedTemplates, ShutdownMode, ShutdownRequest,
-    StateReply, TemplateSummary, WaitQuery, WorkspaceEntry, WorkspaceSummary, WorkspaceUsage, paths,
+    AuditEntry, BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest,
+    ExposeReply, ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSecrets,
+    InstanceSecretsReply, InstanceSummary, KeepaliveRequest, KeyRotated, NetRuleRequest, NetStatus,
+    PruneReply, PruneTemplates, PrunedTemplates, RevealedSecret, SecretSummary, SetSecret, ShutdownMode,
+    ShutdownRequest, StateReply, TemplateSummary, WaitQuery, WorkspaceEntry, WorkspaceSummary,
+    WorkspaceUsage, paths,
 };
-use aegis_types::{GuestPort, ImageName, InstanceState};
+use aegis_types::{GuestPort, ImageName, InstanceState, SecretName};
 use bytes::{Bytes, BytesMut};
 use futures::stream::try_unfold;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
@@ -287,6 +289,49 @@ impl Client {
         self.request(Method::DELETE, &paths::workspace(name), empty()).await?.json().await
     }
 
+    /// Secrets, by name.
+    pub async fn secrets(&self) -> Result<Vec<SecretSummary>, ClientError> {
+        self.get_path(paths::SECRETS).await?.json().await
+    }
+
+    /// Stores a secret, in place of an older one.
+    pub async fn set_secret(
+        &self,
+        name: &SecretName,
+        secret: &SetSecret,
+    ) -> Result<SecretSummary, ClientError> {
+        self.send(Method::PUT, &paths::secret(name.as_str()), secret).await?.json().await
+    }
+
+    /// Deletes a secret.
+    pub async fn delete_secret(&self, name: &SecretName) -> Result<StateReply, ClientError> {
+        self.request(Method::DELETE, &paths::secret(name.as_str()), empty()).await?.json().await
+    }
+
+    /// The value of a secret.
+    pub async fn reveal_secret(&self, name: &SecretName) -> Result<RevealedSecret, ClientError> {
+        self.request(Method::POST, &paths::secret_reveal(name.as_str()), empty()).await?.json().await
+    }
+
+    /// Encrypts all secrets with a new master key.
+    pub async fn rotate_key(&self) -> Result<KeyRotated, ClientError> {
+        self.request(Method::POST, paths::SECRETS_ROTATE_KEY, empty()).await?.json().await
+    }
+
+    /// What was done with secrets, newest last.
+    pub async fn audit(&self) -> Result<Vec<AuditEntry>, ClientError> {
+        self.get_path(paths::AUDIT).await?.json().await
+    }
+
+    /// Replaces which secrets an instance gets from its next boot on.
+    pub async fn assign_secrets(
+        &self,
+        target: &str,
+        secrets: &InstanceSecrets,
+    ) -> Result<InstanceSecretsReply, ClientError> {
+        self.send(Method::PUT, &paths::instance_secrets(target), secrets).await?.json().await
+    }
+
     /// Makes a template unless it is there; returns when it is.
     pub async fn build_template(&self, template: &BuildTemplate) -> Result<TemplateSummary, ClientError> {
         self.post(paths::TEMPLATES, template).await?.json().await
@@ -326,9 +371,12 @@ impl Client {
     }
 
     async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
+        self.send(Method::POST, path, body).await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
         let json = serde_json::to_vec(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
-        self.request(Method::POST, path, Full::from(json).map_err(|never| match never {}).boxed_unsync())
-            .await
+        self.request(method, path, Full::from(json).map_err(|never| match never {}).boxed_unsync()).await
     }
 
     async fn request(&self, method: Method, path: &str, body: RequestBody) -> Result<Answer, ClientError> {

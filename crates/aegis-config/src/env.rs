@@ -55,6 +55,8 @@ variables! {
     RAM_BUDGET_MB = "AEGIS_RAM_BUDGET_MB",
     /// Loopback address and port of the HTTP router; port 0 takes any free one.
     ROUTER_ADDR = "AEGIS_ROUTER_ADDR",
+    /// Where the master key of the secrets is: `file` or `keychain`.
+    SECRETS_KEY_STORE = "AEGIS_SECRETS_KEY_STORE",
     /// Whether templates are made and used: `auto` or `off`.
     TEMPLATES = "AEGIS_TEMPLATES",
     /// Disk space of all templates, in MiB; the least recently used ones are deleted beyond it.

@@ -93,6 +93,11 @@ impl Home {
         self.root.join("config.toml")
     }
 
+    /// The key that the secrets are encrypted with, unless it is in a keychain.
+    pub fn master_key(&self) -> PathBuf {
+        self.root.join("master.key")
+    }
+
     /// What the daemon keeps.
     pub fn data(&self) -> PathBuf {
         self.root.join("data")

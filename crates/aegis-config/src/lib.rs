@@ -16,4 +16,6 @@ pub use asset::{Asset, Located, NotFound, Origin, locate, locate_in};
 pub use env::Environment;
 pub use home::{Home, HomeError};
 pub use memory::{RamBudget, host_memory_mib};
-pub use settings::{AcceleratorSetting, Setting, Settings, SettingsError, Source, TemplatesSetting};
+pub use settings::{
+    AcceleratorSetting, KeyStoreSetting, Setting, Settings, SettingsError, Source, TemplatesSetting,
+};

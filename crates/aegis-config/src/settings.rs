@@ -142,6 +142,35 @@ impl FromStr for TemplatesSetting {
     }
 }
 
+/// Where the master key of the secrets is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyStoreSetting {
+    /// The file `master.key` in the home.
+    #[default]
+    File,
+    /// The keychain of the desktop.
+    Keychain,
+}
+
+impl fmt::Display for KeyStoreSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "file",
+            Self::Keychain => "keychain",
+        })
+    }
+}
+
+impl FromStr for KeyStoreSetting {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::File, Self::Keychain];
+        all.into_iter()
+            .find(|setting| setting.to_string() == text)
+            .ok_or_else(|| format!("unknown key store `{text}`: it is file or keychain"))
+    }
+}
+
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -197,6 +226,8 @@ pub struct Settings {
     pub ram_budget: Setting<RamBudget>,
     /// Address of the HTTP router; a loopback address. Port 0 means any free one.
     pub router_addr: Setting<SocketAddr>,
+    /// Where the master key of the secrets is.
+    pub key_store: Setting<KeyStoreSetting>,
     /// Whether templates are made and used.
     pub templates: Setting<TemplatesSetting>,
     /// Disk space of all templates, in MiB.
@@ -218,6 +249,7 @@ impl Default for Settings {
             hibernate_after: Setting::default_value(Duration::from_secs(5 * 60)),
             ram_budget: Setting::default_value(RamBudget::Auto),
             router_addr: Setting::default_value(SocketAddr::from((Ipv4Addr::LOCALHOST, 8099))),
+            key_store: Setting::default_value(KeyStoreSetting::File),
             templates: Setting::default_value(TemplatesSetting::Auto),
             templates_max_mib: Setting::default_value(2048),
             templates_max_age: Setting::default_value(Duration::from_secs(14 * 24 * 3600)),
@@ -244,6 +276,7 @@ struct File {
     ram_budget_mb: Option<RamBudget>,
     #[serde(default, deserialize_with = "from_loopback")]
     router_addr: Option<SocketAddr>,
+    secrets: Option<SecretsTable>,
     #[serde(default, deserialize_with = "from_text")]
     templates: Option<TemplatesSetting>,
     templates_max_mb: Option<u64>,
@@ -251,9 +284,16 @@ struct File {
     templates_max_age: Option<Duration>,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct SecretsTable {
+    #[serde(default, deserialize_with = "from_text")]
+    key_store: Option<KeyStoreSetting>,
+}
+
 /// Keys of the file: name, environment variable of the same meaning, an example, which is the default.
 #[cfg(test)]
-pub(crate) const KEYS: [(&str, &str, &str); 13] = [
+pub(crate) const KEYS: [(&str, &str, &str); 14] = [
     ("default_memory_mb", env::DEFAULT_MEMORY_MB, "512"),
     ("default_cpus", env::DEFAULT_CPUS, "1"),
     ("default_image", env::DEFAULT_IMAGE, "\"base\""),
@@ -264,6 +304,7 @@ pub(crate) const KEYS: [(&str, &str, &str); 13] = [
     ("hibernate_after", env::HIBERNATE_AFTER, "\"5m\""),
     ("ram_budget_mb", env::RAM_BUDGET_MB, "\"auto\""),
     ("router_addr", env::ROUTER_ADDR, "\"127.0.0.1:8099\""),
+    ("secrets.key_store", env::SECRETS_KEY_STORE, "\"file\""),
     ("templates", env::TEMPLATES, "\"auto\""),
     ("templates_max_mb", env::TEMPLATES_MAX_MB, "2048"),
     ("templates_max_age", env::TEMPLATES_MAX_AGE, "\"14d\""),
@@ -358,6 +399,7 @@ impl Settings {
         settings.hibernate_after.set_from_file(file.hibernate_after);
         settings.ram_budget.set_from_file(file.ram_budget_mb);
         settings.router_addr.set_from_file(file.router_addr);
+        settings.key_store.set_from_file(file.secrets.and_then(|secrets| secrets.key_store));
         settings.templates.set_from_file(file.templates);
         settings.templates_max_mib.set_from_file(file.templates_max_mb);
         settings.templates_max_age.set_from_file(file.templates_max_age);
@@ -379,6 +421,7 @@ impl Settings {
         settings.hibernate_after.set_from_env(vars, env::HIBERNATE_AFTER, duration)?;
         settings.ram_budget.set_from_env(vars, env::RAM_BUDGET_MB, str::parse)?;
         settings.router_addr.set_from_env(vars, env::ROUTER_ADDR, loopback)?;
+        settings.key_store.set_from_env(vars, env::SECRETS_KEY_STORE, str::parse)?;
         settings.templates.set_from_env(vars, env::TEMPLATES, str::parse)?;
         settings.templates_max_mib.set_from_env(vars, env::TEMPLATES_MAX_MB, number)?;
         settings.templates_max_age.set_from_env(vars, env::TEMPLATES_MAX_AGE, duration)?;
@@ -477,6 +520,11 @@ mod tests {
             ("hibernate_after = \"99999999d\"\n", "longer than 100 years"),
             ("templates = \"on\"\n", "unknown value `on` of templates: it is auto or off"),
             ("templates_max_mb = -1\n", "line 1"),
+            (
+                "[secrets]\nkey_store = \"cloud\"\n",
+                "line 2: unknown key store `cloud`: it is file or keychain",
+            ),
+            ("secrets.keystore = \"file\"\n", "unknown field `keystore`"),
         ] {
             let (_dir, home) = home_with(config);
             let text = Settings::load_in(&home, &table(&[])).unwrap_err().to_string();

@@ -13,8 +13,9 @@ use serde_json::{Value, to_value};
 
 use crate::VERSION;
 use crate::harness::Core;
+use crate::output::Output;
 use crate::primary::RunError;
-use crate::warm;
+use crate::{secrets, warm};
 
 pub(crate) struct Control(pub(crate) Arc<Core>);
 
@@ -26,8 +27,13 @@ impl Handler for Control {
             RUN => run(core, parse_params(params)?).await,
             STATUS => {
                 let (primary_pid, primary_exit) = core.primary.status();
-                to_value(Status { version: VERSION.to_owned(), primary_pid, primary_exit })
-                    .map_err(RpcError::failed)
+                to_value(Status {
+                    version: VERSION.to_owned(),
+                    primary_pid,
+                    primary_exit,
+                    secret_files: true,
+                })
+                .map_err(RpcError::failed)
             }
             CLOCK_SET => {
                 let ClockSet { time_unix_ns } = parse_params(params)?;
@@ -71,12 +77,19 @@ async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
     Ok(Value::Null)
 }
 
+/// Files first: the process may look for them with its first step.
+fn start(core: &Core, run: &Run) -> Result<Result<(u32, Output), RunError>, RpcError> {
+    if core.primary.status().0.is_none() {
+        secrets::write(&*core.sys, &run.secret_files).map_err(RpcError::failed)?;
+    }
+    Ok(core.primary.start(&core.reaper, &run.process))
+}
+
 async fn run(core: &Arc<Core>, run: Run) -> Result<Value, RpcError> {
     core.ready_to_start().await.map_err(RpcError::failed)?;
     let starting = Arc::clone(core);
-    let started =
-        tokio::task::spawn_blocking(move || starting.primary.start(&starting.reaper, &run.process)).await;
-    let started = started.map_err(|error| RpcError::failed(format!("cannot start it: {error}")))?;
+    let started = tokio::task::spawn_blocking(move || start(&starting, &run)).await;
+    let started = started.map_err(|error| RpcError::failed(format!("cannot start it: {error}")))??;
     let (pid, output) = started.map_err(|error| {
         let data = match &error {
             RunError::AlreadyStarted => None,

@@ -27,6 +27,7 @@ mod primary;
 mod pump;
 mod reaper;
 mod ring;
+mod secrets;
 mod settle;
 mod shutdown;
 pub mod sys;

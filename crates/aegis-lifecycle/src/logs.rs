@@ -91,7 +91,10 @@ async fn read(
                 let line = format!("{count} lines of output were lost: the guest's buffer was full");
                 session.logs.system(id, SystemMessage::Error(line)).await;
             }
-            LogEvent::Exited(status) => return Ok(status),
+            LogEvent::Exited(status) => {
+                session.logs.ended(id).await;
+                return Ok(status);
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::driver::{Driver, Request};
 use crate::error::CreateError;
 use crate::family;
 use crate::instance::Instance;
-use crate::ports::{Launcher, LogSink, Registry};
+use crate::ports::{Injector, Launcher, LogSink, Registry};
 use crate::record::{InstanceSpec, Record};
 use crate::restore;
 use crate::step::{Defaults, Rules};
@@ -28,6 +28,8 @@ const SAVE_MARGIN: Duration = Duration::from_secs(120);
 pub struct Ports {
     /// Starts workers.
     pub launcher: Arc<dyn Launcher>,
+    /// Knows what commands are given.
+    pub injector: Arc<dyn Injector>,
     /// Keeps records.
     pub registry: Arc<dyn Registry>,
     /// Keeps logs.

@@ -1,15 +1,18 @@
 //! What the lifecycle needs from the outside. Adapters live in `aegisd`; fakes in `aegis-testkit`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_link::Carrier;
+use aegis_proto::control::SecretContent;
 use aegis_proto::logs::LogLine;
 use aegis_proto::service::Service;
 use aegis_proto::worker::{BootFailure, Exited, Ready, WorkerStatus};
 use aegis_types::{InstanceId, VmId};
 use async_trait::async_trait;
+use zeroize::Zeroize as _;
 
 use crate::record::{InstanceSpec, Record};
 
@@ -134,6 +137,33 @@ pub trait Worker: Send + Sync + 'static {
 #[error("{0}")]
 pub struct WorkerError(pub String);
 
+/// Knows what a command is given beside what its spec says.
+#[async_trait]
+pub trait Injector: Send + Sync + 'static {
+    /// Looks up what the command of this boot is given. From now on its values are kept out of the instance's log.
+    ///
+    /// # Errors
+    /// Something that it needs cannot be had. The command is not to be started.
+    async fn inject(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Injection, LaunchError>;
+}
+
+/// What a command is given. Values are wiped when it is dropped.
+#[derive(Default)]
+pub struct Injection {
+    /// Its environment, complete but for what the guest adds.
+    pub env: BTreeMap<String, String>,
+    /// Files of secrets.
+    pub secret_files: Vec<SecretContent>,
+    /// What the user should know, for the instance's log.
+    pub notes: Vec<String>,
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        self.env.values_mut().for_each(|value| value.zeroize());
+    }
+}
+
 /// Where records are kept.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
@@ -163,6 +193,9 @@ pub trait LogSink: Send + Sync + 'static {
 
     /// Appends a message of AegisVM.
     async fn system(&self, id: &InstanceId, message: SystemMessage);
+
+    /// The primary process has said its last word: what was held back of it is stored.
+    async fn ended(&self, _id: &InstanceId) {}
 
     /// Highest [`LogLine::seq`] that was stored for this VM; 0 for none.
     async fn last_seq(&self, id: &InstanceId, vm: &VmId) -> u64;

@@ -16,7 +16,7 @@ use crate::budget::Room;
 use crate::driver::Report;
 use crate::effects::{report, send};
 use crate::manager::Shared;
-use crate::ports::{LaunchError, Launched, Launcher, LogSink, SystemMessage, Worker};
+use crate::ports::{Injection, LaunchError, Launched, Launcher, LogSink, SystemMessage, Worker};
 use crate::record::InstanceSpec;
 use crate::status::Status;
 use crate::step::{BootProblem, Event};
@@ -55,6 +55,8 @@ pub(crate) enum Origin {
 enum Obstacle {
     /// The guest refused to start it.
     Refused(StartFailure),
+    /// What it needs could not be had.
+    Missing(BootProblem),
     /// The guest could not be talked to.
     Unreachable(String),
     /// The guest said something that makes no sense.
@@ -85,9 +87,16 @@ impl Session {
 
     /// Brings the command to run. Also returns the boot from which its output is counted.
     async fn boot(&self, origin: Origin) -> Result<(Arc<dyn Worker>, VmId), Event> {
-        let (worker, adopted) = match origin {
-            Origin::Launch(launcher) => (self.launch(launcher.as_ref()).await?, false),
-            Origin::Adopted(worker) => (worker, true),
+        let (worker, adopted, injection) = match origin {
+            Origin::Launch(launcher) => {
+                // First: without what its command needs there is no use in a VM. The command of a saved one runs already.
+                let injection = match launcher.has_saved(&self.spec.id).await {
+                    true => None,
+                    false => Some(self.inject().await.map_err(|problem| self.failed(problem))?),
+                };
+                (self.launch(launcher.as_ref()).await?, false, injection)
+            }
+            Origin::Adopted(worker) => (worker, true, None),
         };
         let ready = wait_ready(worker.as_ref()).await.map_err(|failure| self.failed(problem_of(failure)))?;
         if ready.attempts > 1 && !adopted {
@@ -106,7 +115,7 @@ impl Session {
         send(&self.reports, Report::Ready { vm: self.vm.clone(), ready, worker: about }).await;
         // Only a VM whose command runs is saved, so it need not be asked: somebody waits for it.
         if adopted || !restored {
-            self.start_command(worker.as_ref(), adopted)
+            self.start_command(worker.as_ref(), adopted, injection)
                 .await
                 .map_err(|obstacle| self.explain(obstacle, adopted))?;
         }
@@ -144,7 +153,20 @@ impl Session {
         }
     }
 
-    async fn start_command(&self, worker: &dyn Worker, adopted: bool) -> Result<(), Obstacle> {
+    async fn inject(&self) -> Result<Injection, BootProblem> {
+        let injected = self.shared.ports.injector.inject(&self.spec, &self.vm).await;
+        injected.map_err(|LaunchError { message, hint }| {
+            let details = hint.into_iter().map(|hint| format!("hint: {}", text::bounded(&hint))).collect();
+            BootProblem { message: text::bounded(&message), details, no_memory: false }
+        })
+    }
+
+    async fn start_command(
+        &self,
+        worker: &dyn Worker,
+        adopted: bool,
+        injection: Option<Injection>,
+    ) -> Result<(), Obstacle> {
         let opened = timeout(OPEN_TIMEOUT, worker.open(Service::Control)).await;
         let stream = opened
             .map_err(|_| Obstacle::Unreachable("it does not open its control stream".to_owned()))?
@@ -157,16 +179,37 @@ impl Session {
                 return Ok(());
             }
         }
-        let InstanceSpec { command, env, workdir, .. } = self.spec.as_ref();
-        let process = Process { command: command.clone(), env: env.clone(), workdir: workdir.clone() };
-        let _: Started = call(&client, control::RUN, &Run { process }).await?;
-        Ok(())
+        let mut injection = match injection {
+            Some(injection) => injection,
+            None => self.inject().await.map_err(Obstacle::Missing)?,
+        };
+        for note in &injection.notes {
+            self.logs.system(&self.spec.id, SystemMessage::Error(text::bounded(note))).await;
+        }
+        let secret_files = std::mem::take(&mut injection.secret_files);
+        if !secret_files.is_empty() {
+            let status: control::Status = call(&client, control::STATUS, &()).await?;
+            if !status.secret_files {
+                return Err(Obstacle::Unreachable(format!(
+                    "its harness ({}) is too old for files of secrets",
+                    text::bounded(&status.version)
+                )));
+            }
+        }
+        let InstanceSpec { command, workdir, .. } = self.spec.as_ref();
+        let env = std::mem::take(&mut injection.env);
+        let process = Process { command: command.clone(), env, workdir: workdir.clone() };
+        let mut run = Run { process, secret_files };
+        let started = call::<Started>(&client, control::RUN, &run).await;
+        injection.env = std::mem::take(&mut run.process.env);
+        started.map(|_| ())
     }
 
     fn explain(&self, obstacle: Obstacle, adopted: bool) -> Event {
         let vm = self.vm.clone();
         match obstacle {
             Obstacle::Refused(failure) => Event::StartFailed { vm, failure },
+            Obstacle::Missing(problem) => self.failed(problem),
             Obstacle::Nonsense(message) => Event::GuestFault { vm, message },
             // A command that may have been running for days has not failed to boot.
             Obstacle::Unreachable(message) if adopted => Event::GuestFault { vm, message },

@@ -4,8 +4,9 @@
 //! for the clock and parking, the daemon one for the primary process.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use aegis_types::ExitStatus;
+use aegis_types::{ExitStatus, SecretBytes, SecretPath};
 use serde::{Deserialize, Serialize};
 
 /// Starts the primary process: [`Run`] → [`Started`]. A second call fails.
@@ -21,7 +22,7 @@ pub const SHUTDOWN: &str = "shutdown";
 pub const PARK: &str = "park";
 
 /// A process to start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Program and arguments, no shell. A name without `/` is looked up in the `PATH` of the final environment.
     pub command: Vec<String>,
@@ -33,11 +34,35 @@ pub struct Process {
     pub workdir: Option<String>,
 }
 
+impl fmt::Debug for Process {
+    // Values of variables may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process")
+            .field("command", &self.command)
+            .field("env", &self.env.keys())
+            .field("workdir", &self.workdir)
+            .finish()
+    }
+}
+
 /// Parameters of [`RUN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// The primary process. Its environment is also the base of every later exec.
     pub process: Process,
+    /// Files that are there before it starts. Only for a harness that says [`Status::secret_files`]: an older one does
+    /// not look at them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_files: Vec<SecretContent>,
+}
+
+/// A file in memory that root alone can read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretContent {
+    /// Where.
+    pub path: SecretPath,
+    /// What is in it.
+    pub value: SecretBytes,
 }
 
 /// A process runs.
@@ -93,6 +118,9 @@ pub struct Status {
     /// Its end, once it ended. Kept until the VM is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary_exit: Option<ExitStatus>,
+    /// It knows [`Run::secret_files`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secret_files: bool,
 }
 
 /// Parameters of [`CLOCK_SET`].

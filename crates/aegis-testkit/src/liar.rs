@@ -100,6 +100,7 @@ impl Handler for Honest {
                 version: VERSION.to_owned(),
                 primary_pid: Some(2),
                 primary_exit: None,
+                secret_files: false,
             }),
             SHUTDOWN => {
                 self.0.power_off();

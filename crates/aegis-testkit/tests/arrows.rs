@@ -123,6 +123,7 @@ fn some_crates_are_reached_only_through_one_of_ours() {
     let graph = dependencies();
     for (dependency, only) in [
         ("rusqlite", "aegis-store"),
+        ("aes-gcm", "aegisd"),
         ("axum", "aegisd"),
         ("yamux", "aegis-link"),
         ("smoltcp", "aegis-net"),

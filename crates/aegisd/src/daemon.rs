@@ -37,6 +37,7 @@ use crate::lock::{HomeLock, LockError};
 use crate::logs::LogStore;
 use crate::networks::Networks;
 use crate::registry::{StoredRegistry, to_record};
+use crate::secrets::Secrets;
 use crate::socket;
 use crate::templates::TemplateOptions;
 use crate::text::chain;
@@ -194,8 +195,16 @@ impl Daemon {
             }
         };
         let launcher = Arc::new(WithLogs { launcher, logs: Arc::clone(&logs) });
-        let ports =
-            Ports { launcher, registry: Arc::new(StoredRegistry(registry.clone())), logs: logs.clone() };
+        let key_store = settings.key_store.value;
+        // Before the logs of live instances go on: their values are to be kept out of them.
+        let secrets = Secrets::open(&home, key_store, registry.clone(), Arc::clone(&logs)).await?;
+        let secrets = Arc::new(secrets);
+        let ports = Ports {
+            launcher,
+            injector: Arc::clone(&secrets) as _,
+            registry: Arc::new(StoredRegistry(registry.clone())),
+            logs: logs.clone(),
+        };
         let manager = Manager::new(ports, limits(&settings));
         manager.restore(records).await;
         let backends = Arc::new(Backends::default());
@@ -220,6 +229,7 @@ impl Daemon {
             settings,
             exposes,
             networks,
+            secrets,
             workspaces,
             router,
             templates: workers.as_ref().map(|launcher| Arc::clone(launcher.templates())),

@@ -21,6 +21,7 @@ mod logs;
 mod networks;
 mod registry;
 mod saved;
+mod secrets;
 mod socket;
 mod templates;
 mod text;

@@ -57,6 +57,7 @@ struct State {
     files: BTreeMap<PathBuf, Vec<u8>>,
     disks: BTreeSet<String>,
     broken_mount: Option<String>,
+    broken_file: Option<PathBuf>,
     /// The kernel's ends.
     fuse: BTreeMap<String, OwnedFd>,
     /// The host's end.
@@ -100,6 +101,13 @@ impl FakeSys {
     #[must_use]
     pub fn with_broken_mount(self, kind: &str) -> Self {
         self.lock().broken_mount = Some(kind.to_owned());
+        self
+    }
+
+    /// The same, but this file cannot be made for its owner alone.
+    #[must_use]
+    pub fn with_broken_file(self, path: &str) -> Self {
+        self.lock().broken_file = Some(path.into());
         self
     }
 
@@ -260,6 +268,13 @@ impl Sys for FakeSys {
     fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
         self.lock().files.insert(path.to_owned(), contents.to_vec());
         self.record(Call::WriteFile(path.to_owned()))
+    }
+
+    fn write_private_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        if self.lock().broken_file.as_deref() == Some(path) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.write_file(path, contents)
     }
 
     fn make_directory(&self, _: &Path) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Mutex;
@@ -160,6 +160,14 @@ impl Sys for LinuxSys {
             fs::create_dir_all(directory)?;
         }
         File::create(path)?.write_all(contents)
+    }
+
+    fn write_private_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        File::options().write(true).create_new(true).mode(0o400).open(path)?.write_all(contents)
     }
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {

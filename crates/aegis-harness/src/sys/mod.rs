@@ -105,6 +105,8 @@ pub trait Sys: Send + Sync + 'static {
     fn cache_file(&self, path: &Path, bytes_max: u64) -> io::Result<()>;
     /// Writes a small file and makes its directory when that is missing.
     fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
+    /// Makes a file that its owner may read and nobody may write.
+    fn write_private_file(&self, path: &Path, contents: &[u8]) -> io::Result<()>;
     /// Makes a directory; an existing name is fine.
     fn make_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes a symbolic link; an existing name is fine.

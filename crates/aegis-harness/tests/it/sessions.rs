@@ -6,11 +6,12 @@ use aegis_harness::SessionEnd;
 use aegis_harness::sys::Sys as _;
 use aegis_harness::sys::fake::{Call, FakeSys};
 use aegis_link::host::greet;
-use aegis_link::rpc::Client;
-use aegis_proto::control::{CLOCK_SET, ClockSet, RUN, Run, Started};
+use aegis_link::rpc::{CallError, Client};
+use aegis_proto::control::{CLOCK_SET, ClockSet, RUN, Run, SecretContent, Started};
 use aegis_proto::hello::{GuestNetwork, Hello};
 use aegis_proto::jsonrpc::METHOD_NOT_FOUND;
 use aegis_proto::service::Service;
+use aegis_types::SecretBytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::vm::{Host, Vm, hello, process, sh, within};
@@ -109,10 +110,46 @@ async fn a_template_is_nobody_until_it_is_greeted_again() {
     assert!(vm.sys.calls().contains(&Call::Hostname("web".to_owned())));
     // No process runs before the files are there.
     let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
-    let _: Started = within(control.call(RUN, &Run { process: sh("true") })).await.unwrap();
+    let _: Started =
+        within(control.call(RUN, &Run { process: sh("true"), secret_files: Vec::new() })).await.unwrap();
     assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"web\n");
     assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{}\n", hello().machine_id).as_bytes());
     assert!(String::from_utf8(vm.sys.file("/etc/hosts").unwrap()).unwrap().contains("\tweb\n"));
+}
+
+#[tokio::test]
+async fn files_of_secrets_are_in_memory_before_the_command_runs() {
+    let vm = Vm::on(FakeSys::new());
+    let host = vm.link().await;
+    assert!(host.status().await.secret_files);
+    let file = SecretContent {
+        path: "/run/secrets/token".parse().unwrap(),
+        value: SecretBytes::new(b"\xff\x00value".to_vec()),
+    };
+    let run = Run { process: sh("true"), secret_files: vec![file] };
+    let _: Started = within(host.control.call(RUN, &run)).await.unwrap();
+    assert_eq!(vm.sys.file("/run/secrets/token").unwrap(), b"\xff\x00value");
+    let mounts = || {
+        let mount = Call::Mount { kind: "tmpfs".to_owned(), target: "/run/secrets".to_owned() };
+        vm.sys.calls().into_iter().filter(|call| *call == mount).count()
+    };
+    assert_eq!(mounts(), 1);
+    // What comes too late hides nothing.
+    assert!(within(host.control.call::<_, Started>(RUN, &run)).await.is_err());
+    assert_eq!(mounts(), 1);
+}
+
+#[tokio::test]
+async fn a_command_whose_secrets_cannot_be_written_does_not_run() {
+    let vm = Vm::on(FakeSys::new().with_broken_file("/run/secrets/token"));
+    let host = vm.link().await;
+    let file = SecretContent { path: "/run/secrets/token".parse().unwrap(), value: SecretBytes::default() };
+    let run = Run { process: sh("true"), secret_files: vec![file] };
+    match within(host.control.call::<_, Started>(RUN, &run)).await {
+        Err(CallError::Rpc(error)) => assert!(error.message.contains("/run/secrets/token"), "{error:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(host.status().await.primary_pid, None);
 }
 
 #[tokio::test]
@@ -129,7 +166,8 @@ async fn the_network_is_set_up_before_anything_runs_and_once() {
     let greeting = Hello { network: Some(network.clone()), ..hello() };
     let (link, _) = within(greet(carrier, greeting.clone())).await.unwrap();
     let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
-    let _: Started = within(control.call(RUN, &Run { process: sh("true") })).await.unwrap();
+    let _: Started =
+        within(control.call(RUN, &Run { process: sh("true"), secret_files: Vec::new() })).await.unwrap();
     let configured =
         || vm.sys.calls().iter().filter(|call| matches!(call, Call::ConfigureNetwork(_))).count();
     assert!(vm.sys.calls().contains(&Call::ConfigureNetwork(network)));

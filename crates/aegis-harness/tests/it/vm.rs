@@ -96,7 +96,7 @@ impl Host {
     }
 
     pub(crate) async fn run(&self, process: Process) -> Result<Started, CallError> {
-        within(self.control.call(RUN, &Run { process })).await
+        within(self.control.call(RUN, &Run { process, secret_files: Vec::new() })).await
     }
 
     /// The reason why a process could not be run.

@@ -364,6 +364,7 @@ impl Handler for Control {
                     version: "1".to_owned(),
                     primary_pid: started.then_some(1),
                     primary_exit: exit,
+                    secret_files: true,
                 };
                 Ok(serde_json::to_value(status).unwrap())
             }

@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use super::guest::Guest;
 use crate::ports::{
-    Adoption, LaunchError, Launched, Launcher, LogSink, Registry, RegistryError, SystemMessage,
+    Adoption, Injection, Injector, LaunchError, Launched, Launcher, LogSink, Registry, RegistryError,
+    SystemMessage,
 };
 use crate::record::{InstanceSpec, Record};
 use crate::{Defaults, Instance, Limits, Manager, Ports, Status};
@@ -57,6 +58,8 @@ pub(crate) struct World {
     /// Done to each guest before its worker is handed out.
     pub(crate) prepare: Mutex<Option<Prepare>>,
     pub(crate) launch_error: Mutex<Option<LaunchError>>,
+    /// The next look at what a command is given ends so.
+    pub(crate) inject_error: Mutex<Option<LaunchError>>,
     /// Launches wait until this is true.
     pub(crate) may_launch: watch::Sender<bool>,
     pub(crate) adoption: Mutex<HashMap<InstanceId, Adoption>>,
@@ -79,6 +82,7 @@ impl World {
             guests: Mutex::default(),
             prepare: Mutex::default(),
             launch_error: Mutex::default(),
+            inject_error: Mutex::default(),
             may_launch: watch::Sender::new(true),
             adoption: Mutex::default(),
             calls: Mutex::default(),
@@ -97,6 +101,7 @@ impl World {
     pub(crate) fn manager(self: &Arc<Self>, ram_budget: Option<u64>) -> Manager {
         let ports = Ports {
             launcher: Arc::new(self.port()),
+            injector: Arc::new(self.port()),
             registry: Arc::new(self.port()),
             logs: Arc::new(self.port()),
         };
@@ -222,6 +227,16 @@ impl Launcher for Port {
     async fn remove(&self, _: &InstanceSpec) -> io::Result<()> {
         self.0.called("remove");
         if self.0.remove_fails.load(Ordering::SeqCst) { Err(io::Error::other("busy")) } else { Ok(()) }
+    }
+}
+
+#[async_trait::async_trait]
+impl Injector for Port {
+    async fn inject(&self, spec: &InstanceSpec, _: &VmId) -> Result<Injection, LaunchError> {
+        match self.0.inject_error.lock().unwrap().take() {
+            Some(error) => Err(error),
+            None => Ok(Injection { env: spec.env.clone(), secret_files: Vec::new(), notes: Vec::new() }),
+        }
     }
 }
 

@@ -122,6 +122,24 @@ async fn a_worker_that_cannot_be_started_is_a_failed_boot_with_a_hint() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_command_that_lacks_what_it_needs_gets_no_vm_and_may_have_it_later() {
+    let (world, manager) = World::new();
+    let lacks = || LaunchError { message: "it needs secret `K`".to_owned(), hint: Some("set it".to_owned()) };
+    *world.inject_error.lock().unwrap() = Some(lacks());
+    let instance = manager.create(spec(1, "web")).await.unwrap();
+    World::until_state(&instance, InstanceState::Stopped).await;
+    assert_eq!(world.lines(), [error("boot failed: it needs secret `K`"), error("hint: set it")]);
+    assert_eq!(world.boots(), 0);
+    instance.start().await.unwrap();
+    World::until_state(&instance, InstanceState::Running).await;
+    // The command of a saved VM runs already: it needs nothing.
+    instance.hibernate().await.unwrap();
+    *world.inject_error.lock().unwrap() = Some(lacks());
+    instance.resume().await.unwrap();
+    assert_eq!(instance.status().state, InstanceState::Running);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_does_not_start_the_command_is_stopped() {
     for (mode, reason) in [
         (RunMode::Hang, StopReason::BootFailed),

@@ -95,7 +95,8 @@ impl LogSink for Mortal {
 fn mortal_daemon(world: &Arc<World>, calls: usize) -> (Manager, Arc<Fate>) {
     let fate = Arc::new(Fate { left: AtomicUsize::new(calls), died: Notify::new() });
     let mortal = || Arc::new(Mortal { port: world.port(), fate: Arc::clone(&fate) });
-    let ports = Ports { launcher: mortal(), registry: mortal(), logs: mortal() };
+    let ports =
+        Ports { launcher: mortal(), injector: Arc::new(world.port()), registry: mortal(), logs: mortal() };
     let defaults =
         Defaults { pause_after: Duration::from_secs(60), hibernate_after: Duration::from_secs(300) };
     (Manager::new(ports, Limits { defaults, ram_budget: None }), fate)

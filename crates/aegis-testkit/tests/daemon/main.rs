@@ -10,6 +10,7 @@ mod flow;
 mod lifecycle;
 mod requests;
 mod run;
+mod secrets;
 mod shutdown;
 mod support;
 mod templates;

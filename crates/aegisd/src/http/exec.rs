@@ -112,6 +112,7 @@ impl Pump {
             .map(|stream| Output { stream, lines: LineSplitter::default() });
         let end = self.pump(&mut outputs).await;
         self.flush(&mut outputs).await;
+        self.app.logs.exec_ended(&self.instance, &self.exec_id).await;
         let done = ExecDone {
             exec_id: self.exec_id.clone(),
             exit_code: end.exit_code,

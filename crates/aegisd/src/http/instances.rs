@@ -9,7 +9,7 @@ use aegis_api::{
 };
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Denied, Instance};
-use aegis_types::{InstanceId, InstanceState, Mount, Policy, StopReason, parse_duration};
+use aegis_types::{InstanceId, InstanceState, Mount, Policy, StopReason, WantedSecrets, parse_duration};
 use axum::extract::State;
 use axum::http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
@@ -18,7 +18,7 @@ use tokio::task;
 
 use super::error::{ApiError, denied, label, no_image, not_created};
 use super::extract::{Json, Params, Target};
-use super::{Shared, ports, view};
+use super::{Shared, ports, secrets, view};
 use crate::text;
 use crate::workspaces::{Chosen, WorkspaceError};
 
@@ -51,6 +51,24 @@ async fn start_existing(
         )
         .with_hint(format!("choose another name, or remove it: `aegis instance delete {name}`")));
     }
+    // Together with what it had. All of it must be there before anything else happens.
+    let asked = wanted_secrets(request)?;
+    let changing = app.secrets.changing().await;
+    let wanted = secrets::wanted(app, instance).await?.merged(asked.clone());
+    let wanted = wanted.map_err(|e| ApiError::invalid(e.to_string()))?;
+    let mut warnings = match state {
+        InstanceState::Stopped => secrets::check(app, Some(label(instance)), &wanted).await?,
+        // It goes on from its memory, with what it was given.
+        _ => Vec::new(),
+    };
+    if !asked.is_empty() {
+        let saved = app.secrets.want(&instance.spec().id, wanted).await;
+        saved.map_err(|e| ApiError::internal("cannot keep the list of secrets", &e))?;
+        if state == InstanceState::Hibernated {
+            warnings.push("it goes on from its memory and gets the secrets at its next boot".to_owned());
+        }
+    }
+    drop(changing);
     let keeps = instance_network(app, instance).await?;
     let other_network = request.net.as_ref().is_some_and(|policy| *policy != keeps.policy)
         || !request.host_ports.is_empty() && request.host_ports != keeps.host_ports;
@@ -71,8 +89,13 @@ async fn start_existing(
         ("policy", policy != Policy::default() && policy != spec.policy),
     ];
     let warn = |what: &str| format!("the instance exists already and keeps its own {what}");
-    let warnings = differs.iter().filter(|(_, differs)| *differs).map(|(what, _)| warn(what)).collect();
+    warnings.extend(differs.iter().filter(|(_, differs)| *differs).map(|(what, _)| warn(what)));
     Ok(created(spec, app.exposes.endpoints(&spec.id), warnings))
+}
+
+fn wanted_secrets(request: &CreateInstance) -> Result<WantedSecrets, ApiError> {
+    let wanted = WantedSecrets { variables: request.secrets.clone(), files: request.secret_files.clone() };
+    wanted.checked().map_err(|e| ApiError::invalid(e.to_string()))
 }
 
 /// Whether other directories are wanted than the instance has.
@@ -98,6 +121,10 @@ async fn instance_network(app: &Shared, instance: &Instance) -> Result<NetStatus
 
 /// Starts an instance and listens on its ports again, which it had not while it was disabled.
 async fn start_and_listen(app: &Shared, instance: &Instance) -> Result<(), ApiError> {
+    if instance.status().state == InstanceState::Stopped {
+        let wanted = secrets::wanted(app, instance).await?;
+        secrets::check(app, Some(label(instance)), &wanted).await?;
+    }
     instance.start().await.map_err(|e| denied("start", instance, e))?;
     ports::listen(app, instance).await;
     Ok(())
@@ -108,6 +135,9 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
     let policy = request.policy().map_err(|e| ApiError::invalid(e.to_string()))?;
     let net = request.net.clone().unwrap_or_default().checked();
     let net = net.map_err(|e| ApiError::invalid(e.to_string()))?;
+    let secrets = wanted_secrets(&request)?;
+    let warnings =
+        secrets::check(app, request.handle.as_ref().map(|handle| handle.as_str()), &secrets).await?;
     let image = request.image_ref.clone().unwrap_or_else(|| app.settings.default_image.value.clone());
     let (images, wanted) = (app.images.clone(), image.clone());
     let found = task::spawn_blocking(move || {
@@ -156,19 +186,26 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
             give_up(&app, chosen).await;
             return Err(ApiError::internal("cannot write the network policy", &error));
         }
+        if !secrets.is_empty()
+            && let Err(error) = app.secrets.want(&spec.id, secrets).await
+        {
+            app.exposes.forget(&spec.id).await;
+            give_up(&app, chosen).await;
+            forget_network(&app, &spec.id).await;
+            return Err(ApiError::internal("cannot keep the list of secrets", &error));
+        }
         // Before the boot, so that a follower misses nothing of it.
         app.logs.create(spec.id.clone()).await;
         match app.manager.create(spec.clone()).await {
             Ok(instance) => {
                 ports::record(&app, &spec.id).await?;
-                Ok(created(instance.spec(), ports, Vec::new()))
+                Ok(created(instance.spec(), ports, warnings))
             }
             Err(error) => {
                 app.exposes.forget(&spec.id).await;
                 give_up(&app, chosen).await;
-                let (networks, id) = (app.networks.clone(), spec.id.clone());
-                let forgotten = task::spawn_blocking(move || networks.forget(&id));
-                forgotten.await.expect("removing files does not panic");
+                forget_network(&app, &spec.id).await;
+                app.secrets.forget(&spec.id).await;
                 // Best effort: what has no instance is removed at the next start anyway.
                 let _ = app.logs.remove(&spec.id).await;
                 Err(not_created(error))
@@ -176,6 +213,12 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         }
     });
     creating.await.expect("creating does not panic")
+}
+
+async fn forget_network(app: &Shared, id: &InstanceId) {
+    let (networks, id) = (app.networks.clone(), id.clone());
+    let forgotten = task::spawn_blocking(move || networks.forget(&id));
+    forgotten.await.expect("removing files does not panic");
 }
 
 /// Removes the directory that was made for an instance that was not created.
@@ -268,7 +311,9 @@ pub(super) async fn list(
 pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) -> Answer<InstanceInfo> {
     let accelerator = app.accel.known().map(|verdict| verdict.accelerator);
     let net = instance_network(&app, &instance).await?;
-    Ok(axum::Json(view::info(&instance, app.exposes.endpoints(&instance.spec().id), net, accelerator)))
+    let wanted = secrets::wanted(&app, &instance).await?;
+    let endpoints = app.exposes.endpoints(&instance.spec().id);
+    Ok(axum::Json(view::info(&instance, endpoints, net, wanted, accelerator)))
 }
 
 pub(super) async fn act<F: Future<Output = Result<(), Denied>>>(
@@ -294,6 +339,8 @@ pub(super) async fn stop(Target(instance): Target) -> Answer<StateReply> {
 
 /// `POST …/restart`
 pub(super) async fn restart(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
+    let wanted = secrets::wanted(&app, &instance).await?;
+    secrets::check(&app, Some(label(&instance)), &wanted).await?;
     let answer = act(&instance, "restart", "restarting", instance.restart()).await;
     ports::listen(&app, &instance).await;
     answer

@@ -14,6 +14,7 @@ mod logs;
 mod metrics;
 mod net;
 mod ports;
+mod secrets;
 mod stats;
 mod status;
 mod templates;
@@ -33,7 +34,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use futures::Stream;
@@ -48,6 +49,7 @@ use crate::exposes::Exposes;
 use crate::images::Images;
 use crate::logs::LogStore;
 use crate::networks::Networks;
+use crate::secrets::Secrets;
 use crate::templates::Templates;
 use crate::workspaces::Workspaces;
 use error::ApiError;
@@ -66,6 +68,7 @@ pub(crate) struct App {
     pub(crate) settings: Settings,
     pub(crate) exposes: Arc<Exposes>,
     pub(crate) networks: Arc<Networks>,
+    pub(crate) secrets: Arc<Secrets>,
     pub(crate) workspaces: Arc<Workspaces>,
     pub(crate) router: RouterStatus,
     /// Absent with a launcher that has none.
@@ -119,6 +122,7 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(&of("net"), get(net::show))
         .route(&of("net/rules"), post(net::add_rule))
         .route(&of("net/log"), get(net::log))
+        .route(&of("secrets"), put(secrets::assign))
         .route(&of("workspace/tree"), get(files::tree))
         .route(
             &of("workspace"),
@@ -132,6 +136,12 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(paths::WORKSPACES, get(workspaces::list))
         .route(&format!("{}/{{name}}", paths::WORKSPACES), delete(workspaces::delete))
         .route(&format!("{}/{{name}}/usage", paths::WORKSPACES), get(workspaces::usage))
+        .route(paths::SECRETS, get(secrets::list))
+        // A secret may have the name of a static path.
+        .route(paths::SECRETS_ROTATE_KEY, post(secrets::rotate_key).put(secrets::set).delete(secrets::delete))
+        .route(&format!("{}/{{name}}", paths::SECRETS), put(secrets::set).delete(secrets::delete))
+        .route(&format!("{}/{{name}}/reveal", paths::SECRETS), post(secrets::reveal))
+        .route(paths::AUDIT, get(secrets::audit))
         .route(paths::SHUTDOWN, post(status::shutdown))
         .route(paths::IMAGES, get(images::list))
         .route(paths::IMAGE_IMPORT, post(images::import).layer(DefaultBodyLimit::disable()))

@@ -6,7 +6,7 @@ use aegis_api::{Endpoint, InstanceInfo, InstanceSummary, NetStatus};
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_lifecycle::{Instance, Status};
 use aegis_proto::worker::Confinement;
-use aegis_types::{Accelerator, InstanceState};
+use aegis_types::{Accelerator, InstanceState, WantedSecrets};
 
 use crate::exposes::Exposes;
 
@@ -74,6 +74,7 @@ pub(super) fn info(
     instance: &Instance,
     endpoints: Vec<Endpoint>,
     net: NetStatus,
+    wanted: WantedSecrets,
     accelerator: Option<Accelerator>,
 ) -> InstanceInfo {
     let (spec, rules, status) = (instance.spec(), instance.rules(), instance.status());
@@ -97,6 +98,8 @@ pub(super) fn info(
         memory_mb: spec.memory,
         vcpus: spec.vcpus,
         env_keys: spec.env.keys().cloned().collect(),
+        secret_keys: wanted.variables,
+        secret_files: wanted.files,
         workdir: spec.workdir.clone(),
         net,
         workspace: spec.mounts.first().map(|mount| mount.host.clone()),

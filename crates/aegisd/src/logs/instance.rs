@@ -9,6 +9,7 @@ use aegis_types::VmId;
 use tokio::sync::watch;
 
 use super::file::LogFiles;
+use super::mask::{Counted, Mask, Masker};
 use super::record::{Origin, Record};
 
 /// Bounds of the buffer.
@@ -22,6 +23,7 @@ pub(super) struct Bounds {
 pub(super) struct InstanceLog {
     bounds: Bounds,
     state: Mutex<State>,
+    masker: Mutex<Masker>,
     files: Mutex<LogFiles>,
     /// Told of every change of the state.
     changed: watch::Sender<()>,
@@ -73,11 +75,36 @@ impl InstanceLog {
         let next = newest.as_ref().map_or(0, |head| head.n + 1);
         let newest = if next == 0 { Newest::None } else { Newest::InFiles };
         let state = State { buffer: VecDeque::new(), bytes: 0, next, written: next, over: false, newest };
-        Self { bounds, state: Mutex::new(state), files: Mutex::new(files), changed: watch::Sender::new(()) }
+        Self {
+            bounds,
+            state: Mutex::new(state),
+            masker: Mutex::default(),
+            files: Mutex::new(files),
+            changed: watch::Sender::new(()),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds this")
+    }
+
+    fn masker(&self) -> MutexGuard<'_, Masker> {
+        self.masker.lock().expect("no code panics while it holds this")
+    }
+
+    /// From now on these values are kept out of it.
+    pub(super) fn set_mask(&self, mask: Mask) {
+        self.masker().set(mask);
+    }
+
+    /// What may be appended of an entry; `None`: not yet.
+    pub(super) fn masked(&self, entry: LogEntry, origin: Option<Origin>) -> Option<Counted> {
+        self.masker().take(entry, origin)
+    }
+
+    /// What was held back of a stream that has ended, one after the other: of this exec, or of the command.
+    pub(super) fn held(&self, exec: Option<&str>) -> Option<Counted> {
+        self.masker().flush(exec)
     }
 
     fn files(&self) -> MutexGuard<'_, LogFiles> {
@@ -155,6 +182,9 @@ impl InstanceLog {
 
     /// Highest sequence number of this VM. Blocks the first time after a restart of the daemon.
     pub(super) fn last_seq(&self, vm: &VmId) -> u64 {
+        if let Some(seq) = self.masker().newest(vm) {
+            return seq;
+        }
         match &self.state().newest {
             Newest::None => return 0,
             Newest::Known(origin) => return if origin.vm == *vm { origin.seq } else { 0 },

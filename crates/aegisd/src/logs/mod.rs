@@ -11,14 +11,16 @@
 //! **Invariant:** nobody who appends waits for a reader, and no failure of the disk reaches an instance: the buffer
 //! goes on without the file. A record leaves the buffer only after the file had its chance to take it.
 //!
-//! It does not interpret lines.
+//! Values of secrets are replaced before anything is appended ([`mask`]); beyond that it does not interpret lines.
 
 mod file;
 mod follow;
 mod instance;
+mod mask;
 mod record;
 mod store;
 
 pub(crate) use file::CONSOLE_SUFFIX;
 pub(crate) use follow::Reader;
+pub(crate) use mask::Mask;
 pub(crate) use store::LogStore;

@@ -20,6 +20,7 @@ use tokio::task;
 use super::file::{self, FILE_MAX, LogFiles};
 use super::follow::Reader;
 use super::instance::{Bounds, InstanceLog};
+use super::mask::Mask;
 use super::record::{Origin, Record};
 use crate::lock::HomeLock;
 
@@ -123,8 +124,31 @@ impl LogStore {
         let Some(log) = self.get(&entry.instance_id) else { return };
         // Room in the queue first: numbering and queueing are then one step.
         let Ok(room) = self.writes.reserve().await else { return };
+        let Some((entry, origin)) = log.masked(entry, origin) else { return };
         let queued = Arc::clone(&log);
         log.append(entry, origin, |record| room.send(Write::Record(queued, record)));
+    }
+
+    /// From now on these values are kept out of the log of an instance, and what was held back for earlier ones is in it.
+    pub(crate) async fn mask(&self, id: &InstanceId, mask: Mask) {
+        let Some(log) = self.get(id) else { return };
+        self.append_held(&log, None).await;
+        log.set_mask(mask);
+    }
+
+    /// An exec has said its last word.
+    pub(crate) async fn exec_ended(&self, id: &InstanceId, exec: &str) {
+        if let Some(log) = self.get(id) {
+            self.append_held(&log, Some(exec)).await;
+        }
+    }
+
+    async fn append_held(&self, log: &Arc<InstanceLog>, exec: Option<&str>) {
+        while let Some((entry, origin)) = log.held(exec) {
+            let Ok(room) = self.writes.reserve().await else { return };
+            let queued = Arc::clone(log);
+            log.append(entry, origin, |record| room.send(Write::Record(queued, record)));
+        }
     }
 
     /// Ends all logs, so that readers end, and waits until everything is in the files and the lock is given back.
@@ -224,6 +248,12 @@ impl LogSink for LogStore {
             SystemMessage::Error(line) => (LogStream::Stderr, line),
         };
         self.append(LogEntry::system(Timestamp::now(), id.clone(), stream, line)).await;
+    }
+
+    async fn ended(&self, id: &InstanceId) {
+        if let Some(log) = self.get(id) {
+            self.append_held(&log, None).await;
+        }
     }
 
     async fn last_seq(&self, id: &InstanceId, vm: &VmId) -> u64 {

@@ -220,7 +220,12 @@ impl Handler for Control {
             }
             control::STATUS => {
                 let primary_pid = self.0.primary.borrow().is_some().then_some(1);
-                Ok(json!(control::Status { version: "1.2.3".to_owned(), primary_pid, primary_exit: None }))
+                Ok(json!(control::Status {
+                    version: "1.2.3".to_owned(),
+                    primary_pid,
+                    primary_exit: None,
+                    secret_files: true
+                }))
             }
             _ => Ok(Value::Null),
         }
