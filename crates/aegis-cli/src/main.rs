@@ -12,6 +12,7 @@ mod guest_output;
 mod progress;
 #[cfg(test)]
 mod reference;
+mod secret_input;
 mod signals;
 mod suggest;
 mod ui;

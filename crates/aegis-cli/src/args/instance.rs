@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use aegis_types::{Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Mount, RestartPolicy, Vcpus};
+use aegis_types::{
+    Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Mount, RestartPolicy, SecretFile, SecretUse, Vcpus,
+};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::Format;
 use super::values::{
-    Workspace, cpus, duration_text, guest_dir, idle_policy, memory, mount, net, time, timeout, variable,
-    workspace,
+    Variable, Workspace, cpus, duration_text, guest_dir, idle_policy, memory, mount, net, time, timeout,
+    variable, variable_or_secret, workspace,
 };
 
 #[derive(Debug, Args)]
@@ -25,9 +27,19 @@ pub(crate) struct InstanceOptions {
     /// Virtual CPUs
     #[arg(long, visible_alias = "vcpus", value_name = "N", value_parser = cpus)]
     pub(crate) cpus: Option<Vcpus>,
-    /// Environment variable of the command; may be repeated
+    /// Environment variable of the command: K=V, K=secret.NAME, KEY for the secret of that name if it is stored, or '*' for
+    /// all secrets; may be repeated
+    #[arg(long, value_name = "VARIABLE", value_parser = variable_or_secret)]
+    pub(crate) env: Vec<Variable>,
+    /// The same, whatever the value looks like; may be repeated
     #[arg(long, value_name = "K=V", value_parser = variable)]
-    pub(crate) env: Vec<(String, String)>,
+    pub(crate) env_literal: Vec<(String, String)>,
+    /// Secret that the command has as a variable: KEY, K=secret.NAME, or '*' for all; it must be stored; may be repeated
+    #[arg(long, value_name = "KEY", value_parser = str::parse::<SecretUse>)]
+    pub(crate) secret: Vec<SecretUse>,
+    /// Secret that the guest has as a file in memory, as KEY:/run/secrets/NAME; may be repeated
+    #[arg(long, value_name = "KEY:FILE", value_parser = str::parse::<SecretFile>)]
+    pub(crate) secret_file: Vec<SecretFile>,
     /// Working directory in the guest
     #[arg(long, value_name = "DIR", value_parser = guest_dir)]
     pub(crate) workdir: Option<String>,
@@ -134,13 +146,16 @@ pub(crate) struct Target {
 }
 
 /// What describes a new instance makes no sense for one that is there.
-const OPTIONS: [&str; 15] = [
+const OPTIONS: [&str; 18] = [
     "command",
     "name",
     "image",
     "memory",
     "cpus",
     "env",
+    "env_literal",
+    "secret",
+    "secret_file",
     "workdir",
     "expose",
     "pause_after",

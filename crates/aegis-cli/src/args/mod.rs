@@ -6,7 +6,7 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{ImageName, Mib, NetRule, Vcpus};
+use aegis_types::{ImageName, Mib, NetRule, SecretName, Vcpus};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use jiff::Timestamp;
@@ -14,6 +14,7 @@ use jiff::Timestamp;
 pub(crate) use self::instance::{
     Goal, InstanceCommand, InstanceOptions, Keepalive, List, Start, Target, Wait,
 };
+pub(crate) use self::values::Variable;
 use self::values::{cpus, duration_text, guest_dir, memory, since, timeout, variable};
 
 const EXIT_CODES: &str = "\
@@ -81,6 +82,11 @@ pub(crate) enum Command {
     Workspace {
         #[command(subcommand)]
         command: WorkspaceCommand,
+    },
+    /// Manage secrets: values that commands get and nobody else sees
+    Secret {
+        #[command(subcommand)]
+        command: SecretCommand,
     },
     /// Show what instances cost and how they started
     Stats {
@@ -246,6 +252,62 @@ pub(crate) enum WorkspaceCommand {
         #[arg(required = true, value_name = "WORKSPACE")]
         names: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretCommand {
+    /// Store a secret, in place of an older one; instances get it at their next boot
+    Set {
+        /// Name: letters, digits, `_`, `.` and `-`
+        #[arg(value_name = "KEY", value_parser = SecretName::parse)]
+        name: SecretName,
+        #[command(flatten)]
+        source: SecretSource,
+    },
+    /// List the names of secrets
+    List(Format),
+    /// Delete secrets; commands that run keep what they have
+    Delete {
+        /// Names
+        #[arg(required = true, value_name = "KEY", value_parser = SecretName::parse)]
+        names: Vec<SecretName>,
+    },
+    /// Show the value of a secret
+    Get {
+        /// Name
+        #[arg(value_name = "KEY", value_parser = SecretName::parse)]
+        name: SecretName,
+        /// Yes, print it
+        #[arg(long, required = true)]
+        reveal: bool,
+    },
+    /// Encrypt all secrets with a new master key
+    RotateKey,
+    /// Show which instance was given which secret when, and what else was done
+    Audit {
+        /// Only what this instance was given, by name or id
+        #[arg(value_name = "INSTANCE")]
+        instance: Option<String>,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+/// Without any of them the value is read from the terminal, unseen, or from a pipe.
+#[derive(Args)]
+pub(crate) struct SecretSource {
+    /// The value; - reads it from standard input; without it the terminal asks
+    #[arg(value_name = "VALUE")]
+    pub(crate) value: Option<String>,
+    /// File that has the value, which may be any bytes
+    #[arg(long, visible_alias = "from-file", value_name = "FILE", conflicts_with = "value")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
 }
 
 #[derive(Debug, Subcommand)]

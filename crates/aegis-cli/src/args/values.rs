@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{IdlePolicy, Mib, Mount, NetPolicy, Vcpus, parse_duration};
+use aegis_types::{IdlePolicy, Mib, Mount, NetPolicy, SecretName, SecretUse, Vcpus, parse_duration};
 use jiff::Timestamp;
 
 /// Longer than anybody waits, and short enough for every clock.
@@ -23,10 +23,33 @@ pub(super) fn cpus(text: &str) -> Result<Vcpus, String> {
 
 pub(super) fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        None => Err("use K=V; secrets are not available in this version".to_owned()),
+        None => Err("use K=V; a secret is given to an instance when it is created".to_owned()),
         Some(("", _)) => Err("the name before `=` is empty".to_owned()),
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
     }
+}
+
+/// What `--env` of an instance says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Variable {
+    Literal(String, String),
+    Secret(SecretUse),
+}
+
+/// `KEY` and `*` are secrets, and so is `K=secret.NAME`; the first need not be stored.
+pub(super) fn variable_or_secret(text: &str) -> Result<Variable, String> {
+    let wanted = match text.split_once('=') {
+        Some((_, value)) if !value.starts_with("secret.") => {
+            return variable(text).map(|(name, value)| Variable::Literal(name, value));
+        }
+        Some(_) => text.parse().map_err(|e| format!("{e}; `--env-literal` takes any value as it is")),
+        None if text == "*" => Ok(SecretUse::All),
+        None => {
+            let name = SecretName::parse(text).map_err(|e| e.to_string())?;
+            SecretUse::same(name, true).map_err(|e| e.to_string())
+        }
+    };
+    wanted.map(Variable::Secret)
 }
 
 pub(super) fn guest_dir(text: &str) -> Result<String, String> {
@@ -132,6 +155,23 @@ mod tests {
         assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
         assert_eq!(variable("A="), Ok(("A".to_owned(), String::new())));
         assert!(variable("A").is_err() && variable("=b").is_err());
+    }
+
+    #[test]
+    fn variables_are_literal_or_secret() {
+        let literal = |name: &str, value: &str| Ok(Variable::Literal(name.to_owned(), value.to_owned()));
+        let secret = |text: &str| Ok(Variable::Secret(text.parse().unwrap()));
+        assert_eq!(variable_or_secret("A=b=c"), literal("A", "b=c"));
+        assert_eq!(variable_or_secret("A="), literal("A", ""));
+        assert_eq!(variable_or_secret("A=secretive"), literal("A", "secretive"));
+        assert_eq!(variable_or_secret("KEY"), secret("KEY?"));
+        assert_eq!(variable_or_secret("*"), secret("*"));
+        assert_eq!(variable_or_secret("A=secret.db.pass"), secret("A=secret.db.pass"));
+        for bad in ["", "=b", "a.b", "A=secret.", "a-b=secret.x"] {
+            assert!(variable_or_secret(bad).is_err(), "{bad:?}");
+        }
+        let error = variable_or_secret("A=secret.a b").unwrap_err();
+        assert!(error.ends_with("`--env-literal` takes any value as it is"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod lifetime;
 mod logs;
 mod net;
 mod run;
+mod secret;
 mod stats;
 mod status;
 mod template;
@@ -20,9 +21,9 @@ use std::path::PathBuf;
 use aegis_api::{CreateInstance, ExposeRequest};
 use aegis_client::Client;
 use aegis_config::Home;
-use aegis_types::NetPolicy;
+use aegis_types::{NetPolicy, WantedSecrets};
 
-use crate::args::{Command, InstanceOptions};
+use crate::args::{Command, InstanceOptions, Variable};
 use crate::error::{CliError, Kind};
 use crate::ui;
 
@@ -57,6 +58,7 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Image { command } => image::run(&context()?, command).await.map(|()| 0),
         Command::Template { command } => template::run(&context()?, command).await.map(|()| 0),
         Command::Workspace { command } => workspace::run(&context()?, command).await,
+        Command::Secret { command } => secret::run(&context()?, command).await,
         Command::Stats { target, format } => {
             stats::run(&context()?, target.as_deref(), format.json).await.map(|()| 0)
         }
@@ -81,11 +83,25 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> Result<CreateInst
             })?)
         }
     };
+    let (mut env, mut secrets) = (options.env_literal, options.secret);
+    for variable in options.env {
+        match variable {
+            Variable::Literal(name, value) => env.push((name, value)),
+            Variable::Secret(wanted) => secrets.push(wanted),
+        }
+    }
+    // Told here, where the options are known by name.
+    let wanted = WantedSecrets { variables: secrets, files: options.secret_file };
+    let wanted = wanted.checked().map_err(|e| {
+        CliError::new(Kind::Usage, "the options for secrets contradict each other").because(&e)
+    })?;
     Ok(CreateInstance {
         command,
         handle: options.name,
         image_ref: options.image,
-        env: options.env.into_iter().collect(),
+        env: env.into_iter().collect(),
+        secrets: wanted.variables,
+        secret_files: wanted.files,
         workdir: options.workdir,
         memory_mb: options.memory,
         vcpus: options.cpus,

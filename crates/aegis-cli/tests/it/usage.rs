@@ -26,6 +26,7 @@ fn alone_it_shows_its_usage_and_fails() {
       image        Manage images
       template     Manage templates: booted VMs of which new instances are copies
       workspace    Manage workspaces: directories that instances have at /workspace
+      secret       Manage secrets: values that commands get and nobody else sees
       stats        Show what instances cost and how they started
       bench        Measure boots, starts, wakes and density beside a bare VMM
       completions  Print a completion script for a shell
@@ -78,7 +79,14 @@ fn help_of_run() {
           --image <IMAGE>               Image
           --memory <MB>                 Memory in MiB
           --cpus <N>                    Virtual CPUs [alias: --vcpus]
-          --env <K=V>                   Environment variable of the command; may be repeated
+          --env <VARIABLE>              Environment variable of the command: K=V, K=secret.NAME, KEY for
+                                        the secret of that name if it is stored, or '*' for all secrets;
+                                        may be repeated
+          --env-literal <K=V>           The same, whatever the value looks like; may be repeated
+          --secret <KEY>                Secret that the command has as a variable: KEY, K=secret.NAME,
+                                        or '*' for all; it must be stored; may be repeated
+          --secret-file <KEY:FILE>      Secret that the guest has as a file in memory, as
+                                        KEY:/run/secrets/NAME; may be repeated
           --workdir <DIR>               Working directory in the guest
           --workspace <WORKSPACE[:ro]>  What it has at /workspace: the name of a workspace, or a
                                         directory of this machine (a path with a `/`, or one that begins
@@ -184,10 +192,10 @@ fn a_command_needs_the_separator() {
 #[test]
 fn values_are_checked_before_anything_happens() {
     let fake = Fake::absent();
-    assert_snapshot!(fake.aegis(&["run", "--env", "KEY", "--", "x"]), @r"
+    assert_snapshot!(fake.aegis(&["run", "--env", "K=secret.a b", "--", "x"]), @r"
     exit: 2
     --- stderr
-    error: invalid value 'KEY' for '--env <K=V>': use K=V; secrets are not available in this version
+    error: invalid value 'K=secret.a b' for '--env <VARIABLE>': invalid secret name `a b`: use at most 128 letters, digits, `_`, `.` and `-`, and begin with a letter or `_`; `--env-literal` takes any value as it is
 
     For more information, try '--help'.
     ");

@@ -15,5 +15,6 @@ mod races;
 mod rest;
 mod router;
 mod run;
+mod secrets;
 mod templates;
 mod workspace;
