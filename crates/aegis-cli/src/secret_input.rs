@@ -12,7 +12,7 @@ use crate::ui;
 
 /// The content of a file, exactly.
 pub(crate) fn file(path: &Path) -> Result<SecretBytes, CliError> {
-    let read = File::open(path).and_then(|file| all(file));
+    let read = File::open(path).and_then(all);
     let bytes = read.map_err(|e| CliError::failure(format!("cannot read {}", path.display())).because(&e))?;
     checked(bytes)
 }

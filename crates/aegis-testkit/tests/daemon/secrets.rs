@@ -5,7 +5,8 @@ use std::path::Path;
 
 use aegis_api::{AuditEvent, CreateInstance, ErrorCode, InstanceSecrets, LogSource, SetSecret};
 use aegis_client::{Action, ClientError, Creation};
-use aegis_types::{InstanceState, SecretBytes, SecretName};
+use aegis_testkit::Guest;
+use aegis_types::{InstanceState, SecretBytes, SecretName, StopReason};
 
 use crate::support::{Gate, Host, exec, refusal, texts, within};
 
@@ -259,5 +260,21 @@ async fn values_have_bounds_and_names_a_grammar() {
     within(host.client.set_secret(&name("BIN"), &any)).await.unwrap();
     let refused = within(host.client.create(&with(&host, "bot", &["true"], &["BIN"]))).await.unwrap_err();
     assert_eq!(refusal(refused), (400, ErrorCode::InvalidRequest));
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_harness_that_does_not_know_files_is_not_asked_to_start_the_command() {
+    let host = Host::start().await;
+    set(&host, "KEY", "value-of-key").await;
+    // Its control service is that of an old harness.
+    host.home.script("old", &[Guest::BreaksLogs]);
+    let files = vec!["KEY:/run/secrets/key".parse().unwrap()];
+    let instance = CreateInstance { secret_files: files, ..host.instance("old", &["true"]) };
+    let id = host.create(&instance).await;
+    let info = host.stopped(&id).await;
+    let error = info.last_error.unwrap_or_default();
+    assert_eq!(info.stop_reason, Some(StopReason::BootFailed), "{error}");
+    assert!(error.contains("its harness (liar) is too old for files of secrets"), "{error}");
     host.end().await;
 }
