@@ -9,11 +9,12 @@ use aegis_types::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{Endpoint, ExposeRequest, NetStatus};
 
 /// Creates an instance, or starts the stopped one that has this handle.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct CreateInstance {
     /// Program and arguments, no shell. Required unless the handle exists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -89,7 +90,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Answer to [`CreateInstance`]: 201 when created, 200 when an existing one was started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreatedInstance {
     /// Id.
     pub id: InstanceId,
@@ -111,7 +112,7 @@ pub struct CreatedInstance {
 }
 
 /// An instance in a list. Lists are ordered: running, starting, paused, hibernated, stopped, disabled; then by age.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceSummary {
     /// Id.
     pub id: InstanceId,
@@ -145,7 +146,7 @@ pub struct InstanceSummary {
 }
 
 /// Everything about an instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceInfo {
     /// Id.
     pub id: InstanceId,
@@ -175,6 +176,7 @@ pub struct InstanceInfo {
     pub net: NetStatus,
     /// Directory of the host that it has at `/workspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub workspace: Option<PathBuf>,
     /// That directory was made for it and is deleted with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -284,14 +286,14 @@ pub struct InstanceInfo {
 }
 
 /// Answer of the actions: what the instance is now, such as `starting`, `stopped`, `deleted`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StateReply {
     /// One word.
     pub status: String,
 }
 
 /// Answer of prune.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PruneReply {
     /// Number of deleted instances.
     pub pruned: usize,

@@ -23,6 +23,8 @@ pub const TEMPLATES: &str = "/v1/templates";
 pub const TEMPLATES_PRUNE: &str = "/v1/templates/prune";
 /// `POST`: [`crate::ShutdownRequest`] → [`crate::StateReply`]; the daemon ends after it.
 pub const SHUTDOWN: &str = "/v1/shutdown";
+/// `GET`: the description of this API in OpenAPI.
+pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET`: the numbers of [`STATS`] in the text format of Prometheus.
 pub const METRICS: &str = "/metrics";
 

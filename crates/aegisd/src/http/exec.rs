@@ -36,7 +36,18 @@ const SIGKILL: u8 = 9;
 const TIMED_OUT: u8 = 124;
 const LOST: u8 = 125;
 
-/// `POST …/exec`
+/// Runs a command beside the instance's own, waking it.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/{target}/exec",
+    request_body = ExecRequest,
+    responses((
+        status = 200,
+        description = "One object a line: `ExecStarted`, then `LogEntry` of the output, then `ExecDone`",
+        body = String,
+        content_type = "application/x-ndjson"
+    ))
+)]
 pub(super) async fn exec(
     State(app): State<Shared>,
     Target(instance): Target,

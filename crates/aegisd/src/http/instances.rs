@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use tokio::task;
+use utoipa::IntoParams;
 
 use super::error::{ApiError, denied, label, no_image, not_created};
 use super::extract::{Json, Params, Target};
@@ -24,7 +25,13 @@ use crate::workspaces::{Chosen, WorkspaceError};
 
 pub(super) type Answer<T> = Result<axum::Json<T>, ApiError>;
 
-/// `POST /v1/instances`
+/// Creates an instance and starts it, or starts the stopped one that has this handle.
+#[utoipa::path(
+    post,
+    path = "/v1/instances",
+    request_body = CreateInstance,
+    responses((status = 201, description = "Created", body = CreatedInstance), (status = 200, description = "The stopped instance of this name is started", body = CreatedInstance))
+)]
 pub(super) async fn create(
     State(app): State<Shared>,
     Json(request): Json<CreateInstance>,
@@ -240,12 +247,20 @@ pub(super) fn check_process<'a>(
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
+    /// Only those in this state.
     state: Option<String>,
 }
 
-/// `GET /v1/instances[?state=]`
+/// Instances: running, starting, paused, hibernated, stopped, disabled; then by age.
+#[utoipa::path(
+    get,
+    path = "/v1/instances",
+    params(ListParams),
+    responses((status = 200, body = Vec<InstanceSummary>))
+)]
 pub(super) async fn list(
     State(app): State<Shared>,
     Params(params): Params<ListParams>,
@@ -264,7 +279,8 @@ pub(super) async fn list(
     Ok(axum::Json(view::listed(app.manager.list(), state, &app.exposes)))
 }
 
-/// `GET /v1/instances/{target}`
+/// Everything about an instance.
+#[utoipa::path(get, path = "/v1/instances/{target}", responses((status = 200, body = InstanceInfo)))]
 pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) -> Answer<InstanceInfo> {
     let accelerator = app.accel.known().map(|verdict| verdict.accelerator);
     let net = instance_network(&app, &instance).await?;
@@ -281,25 +297,29 @@ pub(super) async fn act<F: Future<Output = Result<(), Denied>>>(
     Ok(axum::Json(StateReply { status: status.to_owned() }))
 }
 
-/// `POST …/start`
+/// Enables an instance and starts it, or lets it go on.
+#[utoipa::path(post, path = "/v1/instances/{target}/start", responses((status = 200, body = StateReply)))]
 pub(super) async fn start(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     start_and_listen(&app, &instance).await?;
     Ok(axum::Json(StateReply { status: "starting".to_owned() }))
 }
 
-/// `POST …/stop`
+/// Stops the VM. Its ports stay and wake the instance.
+#[utoipa::path(post, path = "/v1/instances/{target}/stop", responses((status = 200, body = StateReply)))]
 pub(super) async fn stop(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "stop", "stopped", instance.stop()).await
 }
 
-/// `POST …/restart`
+/// Stops the VM, enables the instance and starts it.
+#[utoipa::path(post, path = "/v1/instances/{target}/restart", responses((status = 200, body = StateReply)))]
 pub(super) async fn restart(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     let answer = act(&instance, "restart", "restarting", instance.restart()).await;
     ports::listen(&app, &instance).await;
     answer
 }
 
-/// `POST …/disable`
+/// Stops the VM and closes the ports until a start.
+#[utoipa::path(post, path = "/v1/instances/{target}/disable", responses((status = 200, body = StateReply)))]
 pub(super) async fn disable(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     let answer = act(&instance, "disable", "disabled", instance.disable()).await;
     // Whatever came of the stop: from now on nobody may wake it.
@@ -309,17 +329,20 @@ pub(super) async fn disable(State(app): State<Shared>, Target(instance): Target)
     answer
 }
 
-/// `POST …/pause`
+/// Halts the CPUs; the memory stays.
+#[utoipa::path(post, path = "/v1/instances/{target}/pause", responses((status = 200, body = StateReply)))]
 pub(super) async fn pause(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "pause", "paused", instance.pause()).await
 }
 
-/// `POST …/resume`
+/// Lets a paused instance go on.
+#[utoipa::path(post, path = "/v1/instances/{target}/resume", responses((status = 200, body = StateReply)))]
 pub(super) async fn resume(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "resume", "running", instance.resume()).await
 }
 
-/// `DELETE /v1/instances/{target}`
+/// Stops the VM and removes the instance with its disk and logs.
+#[utoipa::path(delete, path = "/v1/instances/{target}", responses((status = 200, body = StateReply)))]
 pub(super) async fn delete(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     let answer = act(&instance, "delete", "deleted", instance.delete()).await;
     if instance.status().deleted {
@@ -328,12 +351,21 @@ pub(super) async fn delete(State(app): State<Shared>, Target(instance): Target) 
     answer
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct PruneParams {
+    /// For how long, such as `7d`.
+    #[param(required)]
     older_than: Option<String>,
 }
 
-/// `POST /v1/instances/prune?older_than=`
+/// Deletes instances that have been stopped for long.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/prune",
+    params(PruneParams),
+    responses((status = 200, body = PruneReply))
+)]
 pub(super) async fn prune(
     State(app): State<Shared>,
     Params(params): Params<PruneParams>,

@@ -13,6 +13,7 @@ mod instances;
 mod logs;
 mod metrics;
 mod net;
+mod openapi;
 mod ports;
 mod stats;
 mod status;
@@ -21,6 +22,7 @@ mod view;
 mod wait;
 mod workspaces;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +35,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use futures::Stream;
@@ -93,11 +95,37 @@ impl Ids {
     }
 }
 
-/// All routes.
+/// A router, and the paths that it knows: an axum router does not tell them.
+#[derive(Default)]
+struct Routes {
+    router: Router<Shared>,
+    paths: BTreeSet<String>,
+}
+
+impl Routes {
+    fn route(mut self, path: &str, methods: MethodRouter<Shared>) -> Self {
+        self.paths.insert(path.to_owned());
+        Self { router: self.router.route(path, methods), ..self }
+    }
+}
+
+/// Everything that can be asked for.
 pub(crate) fn router(app: Shared) -> Router {
+    routes()
+        .router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(in_span))
+        .layer(Extension(RequestIds::default()))
+        .with_state(app)
+}
+
+/// All routes. Each is described by the annotation of its handler, which `openapi.rs` lists.
+fn routes() -> Routes {
     let instance = format!("{}/{{target}}", paths::INSTANCES);
     let of = |action: &str| format!("{instance}/{action}");
-    Router::new()
+    Routes::default()
         .route(paths::STATUS, get(status::status))
         .route(paths::INSTANCES, get(instances::list).post(instances::create))
         // A static path wins over an instance of the same name: let that one keep its routes.
@@ -135,12 +163,7 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(paths::SHUTDOWN, post(status::shutdown))
         .route(paths::IMAGES, get(images::list))
         .route(paths::IMAGE_IMPORT, post(images::import).layer(DefaultBodyLimit::disable()))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(middleware::from_fn(in_span))
-        .layer(Extension(RequestIds::default()))
-        .with_state(app)
+        .route(paths::OPENAPI, get(openapi::document))
 }
 
 #[derive(Debug, Clone, Default)]
