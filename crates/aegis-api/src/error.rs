@@ -64,6 +64,8 @@ error_codes! {
     ImageNotFound = 404,
     /// No such workspace.
     WorkspaceNotFound = 404,
+    /// The guest has no such file.
+    FileNotFound = 404,
     /// An instance mounts the workspace.
     WorkspaceInUse = 409,
     /// The name is taken and its instance is not stopped.

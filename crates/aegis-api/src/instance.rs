@@ -85,6 +85,55 @@ pub struct CreateInstance {
     pub parent_id: Option<InstanceId>,
 }
 
+/// Changes what an instance is asked for; absent is as before. Idle times and policies hold at once, the rest from the next start
+/// of the VM on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct UpdateInstance {
+    /// Memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<Mib>,
+    /// Virtual CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<Vcpus>,
+    /// Environment variables that are added or get another value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Environment variables that go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unset_env: Vec<String>,
+    /// Idle time before it is paused, in milliseconds; takes `never_pause` back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_after_ms: Option<u64>,
+    /// Idleness never pauses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_pause: bool,
+    /// Paused time before it is hibernated, in milliseconds; takes `no_hibernate` back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernate_after_ms: Option<u64>,
+    /// Its memory is never written to disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_hibernate: bool,
+    /// What keeps it awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_policy: Option<IdlePolicy>,
+}
+
+/// Answer to [`UpdateInstance`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpdatedInstance {
+    /// Id.
+    pub id: InstanceId,
+    /// Name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handle: Option<Handle>,
+    /// Something of it waits for the next start: a VM runs, or is saved, as it was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart_required: bool,
+    /// What the caller should know although the request was carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

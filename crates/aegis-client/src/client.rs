@@ -7,20 +7,23 @@ use aegis_api::{
     BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest, ExposeReply,
     ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSummary, KeepaliveRequest,
     NetRuleRequest, NetStatus, PruneReply, PruneTemplates, PrunedTemplates, ShutdownMode, ShutdownRequest,
-    StateReply, TemplateSummary, WaitQuery, WorkspaceEntry, WorkspaceSummary, WorkspaceUsage, paths,
+    StateReply, TemplateSummary, UpdateInstance, UpdatedInstance, WaitQuery, WorkspaceEntry,
+    WorkspaceSummary, WorkspaceUsage, paths,
 };
-use aegis_types::{GuestPort, ImageName, InstanceState};
+use aegis_types::{CopyReport, FileStat, GuestPort, ImageName, InstanceState};
 use bytes::{Bytes, BytesMut};
-use futures::stream::try_unfold;
+use futures::stream::{try_unfold, unfold};
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::mpsc;
 
 use crate::ClientError;
 use crate::connection::{Answer, RequestBody, request};
+use crate::files::Download;
 use crate::stream::{ExecEvents, LogEntries, NetEvents};
 
 const CONSOLE_MAX: usize = 64 << 20;
@@ -160,6 +163,15 @@ impl Client {
         self.request(Method::POST, &path, empty()).await?.json().await
     }
 
+    /// Changes what an instance is asked for.
+    pub async fn update(
+        &self,
+        target: &str,
+        update: &UpdateInstance,
+    ) -> Result<UpdatedInstance, ClientError> {
+        self.send_json(Method::PATCH, &paths::instance(target), update).await?.json().await
+    }
+
     /// Deletes an instance and everything it has; returns when it is gone.
     pub async fn delete(&self, target: &str) -> Result<StateReply, ClientError> {
         self.request(Method::DELETE, &paths::instance(target), empty()).await?.json().await
@@ -287,6 +299,35 @@ impl Client {
         self.request(Method::DELETE, &paths::workspace(name), empty()).await?.json().await
     }
 
+    /// What is at a path in the guest, which is woken for it.
+    pub async fn file_stat(&self, target: &str, path: &str, follow: bool) -> Result<FileStat, ClientError> {
+        self.get_path(&file_query(&paths::file_stat(target), path, follow)).await?.json().await
+    }
+
+    /// What is at a path in the guest, with everything below it, as a tar stream.
+    pub async fn read_files(&self, target: &str, path: &str, follow: bool) -> Result<Download, ClientError> {
+        Download::new(self.get_path(&file_query(&paths::files(target), path, follow)).await?)
+    }
+
+    /// Unpacks a tar stream into an existing directory of the guest. A stream that fails is not taken for complete.
+    pub async fn write_files(
+        &self,
+        target: &str,
+        path: &str,
+        keep_owners: bool,
+        tar: mpsc::Receiver<io::Result<Bytes>>,
+    ) -> Result<CopyReport, ClientError> {
+        let mut target = format!("{}?path={}", paths::files(target), paths::encode(path));
+        if keep_owners {
+            target.push_str("&owners=keep");
+        }
+        let frames = unfold(tar, |mut tar| async move {
+            let piece = tar.recv().await?;
+            Some((piece.map(Frame::data), tar))
+        });
+        self.request(Method::PUT, &target, StreamBody::new(frames).boxed_unsync()).await?.json().await
+    }
+
     /// Makes a template unless it is there; returns when it is.
     pub async fn build_template(&self, template: &BuildTemplate) -> Result<TemplateSummary, ClientError> {
         self.post(paths::TEMPLATES, template).await?.json().await
@@ -326,14 +367,26 @@ impl Client {
     }
 
     async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
+        self.send_json(Method::POST, path, body).await
+    }
+
+    async fn send_json(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer, ClientError> {
         let json = serde_json::to_vec(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
-        self.request(Method::POST, path, Full::from(json).map_err(|never| match never {}).boxed_unsync())
-            .await
+        self.request(method, path, Full::from(json).map_err(|never| match never {}).boxed_unsync()).await
     }
 
     async fn request(&self, method: Method, path: &str, body: RequestBody) -> Result<Answer, ClientError> {
         request(&self.socket, method, path, body).await
     }
+}
+
+fn file_query(of: &str, path: &str, follow: bool) -> String {
+    format!("{of}?path={}&follow={}", paths::encode(path), u8::from(follow))
 }
 
 fn empty() -> RequestBody {

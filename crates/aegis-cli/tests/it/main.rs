@@ -6,5 +6,6 @@ mod fake;
 mod listing;
 mod rest;
 mod run;
+mod service;
 mod up;
 mod usage;

@@ -16,4 +16,5 @@ mod rest;
 mod router;
 mod run;
 mod templates;
+mod tools;
 mod workspace;

@@ -80,13 +80,16 @@ async fn open(app: &Shared, instance: &Instance, start: Start) -> Result<ExecSes
     let limit = app.settings.boot_timeout.value;
     match timeout(limit, instance.exec(start)).await {
         Ok(session) => session.map_err(|e| exec_failed(instance, e)),
-        Err(_) => {
-            let name = label(instance);
-            let text = format!("instance `{name}` did not become ready within {} s", limit.as_secs());
-            Err(ApiError::new(ErrorCode::BootFailed, text)
-                .with_hint(format!("it goes on starting; see `aegis logs {name}`")))
-        }
+        Err(_) => Err(too_slow(instance, limit)),
     }
+}
+
+/// An instance that was not awake in time.
+pub(super) fn too_slow(instance: &Instance, limit: Duration) -> ApiError {
+    let name = label(instance);
+    let text = format!("instance `{name}` did not become ready within {} s", limit.as_secs());
+    ApiError::new(ErrorCode::BootFailed, text)
+        .with_hint(format!("it goes on starting; see `aegis logs {name}`"))
 }
 
 struct Pump {

@@ -65,7 +65,7 @@ async fn start_existing(
         ports::expose_now(app, instance, (*wanted).into()).await?;
     }
     start_and_listen(app, instance).await?;
-    let spec = instance.spec();
+    let spec = &instance.status().spec;
     let differs = [
         ("command", !request.command.is_empty() && request.command != spec.command),
         ("image", request.image_ref.as_ref().is_some_and(|image| *image != spec.image)),
@@ -228,6 +228,17 @@ pub(super) fn check_process<'a>(
     if command.iter().any(|argument| argument.contains('\0')) {
         return Err(ApiError::invalid("an argument in `command` contains a NUL byte"));
     }
+    check_env(env)?;
+    match workdir {
+        Some(dir) if !dir.starts_with('/') || dir.contains('\0') => {
+            Err(ApiError::invalid("`workdir` must be an absolute path in the guest"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses an environment that no process could have.
+pub(super) fn check_env<'a>(env: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), ApiError> {
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
             let name: String = name.escape_debug().take(80).collect();
@@ -239,12 +250,7 @@ pub(super) fn check_process<'a>(
             )));
         }
     }
-    match workdir {
-        Some(dir) if !dir.starts_with('/') || dir.contains('\0') => {
-            Err(ApiError::invalid("`workdir` must be an absolute path in the guest"))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 #[derive(Deserialize, IntoParams)]

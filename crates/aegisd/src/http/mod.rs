@@ -3,6 +3,7 @@
 //! **Invariants:** every answer that is not a success has an `ErrorBody`. What a client asked for does not depend on
 //! the client staying connected; only its answer does.
 
+mod copy;
 mod error;
 mod exec;
 mod extract;
@@ -18,6 +19,7 @@ mod ports;
 mod stats;
 mod status;
 mod templates;
+mod update;
 mod view;
 mod wait;
 mod workspaces;
@@ -129,8 +131,11 @@ fn routes() -> Routes {
         .route(paths::STATUS, get(status::status))
         .route(paths::INSTANCES, get(instances::list).post(instances::create))
         // A static path wins over an instance of the same name: let that one keep its routes.
-        .route(paths::PRUNE, post(instances::prune).get(instances::info).delete(instances::delete))
-        .route(&instance, get(instances::info).delete(instances::delete))
+        .route(
+            paths::PRUNE,
+            post(instances::prune).get(instances::info).delete(instances::delete).patch(update::update),
+        )
+        .route(&instance, get(instances::info).delete(instances::delete).patch(update::update))
         .route(&of("start"), post(instances::start))
         .route(&of("stop"), post(instances::stop))
         .route(&of("restart"), post(instances::restart))
@@ -152,6 +157,8 @@ fn routes() -> Routes {
             &of("workspace"),
             get(files::read).post(files::write).layer(DefaultBodyLimit::max(files::FILE_MAX)),
         )
+        .route(&of("files"), get(copy::read).put(copy::write).layer(DefaultBodyLimit::disable()))
+        .route(&of("files/stat"), get(copy::stat))
         .route(&of("console"), get(logs::console))
         .route(paths::STATS, get(stats::stats))
         .route(paths::METRICS, get(metrics::metrics))

@@ -15,8 +15,8 @@ use utoipa::openapi::{self, Ref, RefOr, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    exec, files, idle, images, instances, logs, metrics, net, ports, stats, status, templates, wait,
-    workspaces,
+    copy, exec, files, idle, images, instances, logs, metrics, net, ports, stats, status, templates, update,
+    wait, workspaces,
 };
 
 #[derive(OpenApi)]
@@ -26,6 +26,9 @@ use super::{
     components(schemas(ErrorBody, ErrorCode, ExecStarted, ExecDone, LogEntry)),
     paths(
         document,
+        copy::read,
+        copy::stat,
+        copy::write,
         exec::exec,
         files::read,
         files::tree,
@@ -60,6 +63,7 @@ use super::{
         templates::build,
         templates::list,
         templates::prune,
+        update::update,
         wait::wait,
         workspaces::delete,
         workspaces::list,
