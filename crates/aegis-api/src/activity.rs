@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use aegis_types::{GuestPort, InstanceState};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::policy::{InvalidPolicy, time};
 
 /// Takes the lease of an instance, or renews it: no idleness until it ends. There is one lease; the last one who
 /// asks has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeepaliveRequest {
     /// How long, in milliseconds; more than 0.
     pub ttl_ms: u64,
@@ -32,7 +33,7 @@ impl KeepaliveRequest {
 }
 
 /// What a wait is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitFor {
     /// It runs its command.
@@ -69,7 +70,8 @@ impl WaitFor {
 }
 
 /// The query of a wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct WaitQuery {
     /// What for.
     #[serde(rename = "for")]

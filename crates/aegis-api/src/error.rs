@@ -1,9 +1,10 @@
 //! Errors of the API.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Body of every answer that is not a success.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// What was attempted and why it failed, for people. The only field that simple clients read.
     pub error: String,
@@ -18,69 +19,77 @@ pub struct ErrorBody {
     pub hint: Option<String>,
 }
 
-/// Kinds of failure. The HTTP status of each is fixed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorCode {
-    /// The request makes no sense (400).
-    InvalidRequest,
-    /// No such instance (404).
-    InstanceNotFound,
-    /// No such image (404).
-    ImageNotFound,
-    /// No such workspace (404).
-    WorkspaceNotFound,
-    /// No such secret (404).
-    SecretNotFound,
-    /// The secrets cannot be decrypted: the master key is missing or another one (503).
-    SecretsLocked,
-    /// An instance mounts the workspace (409).
-    WorkspaceInUse,
-    /// The name is taken and its instance is not stopped (409).
-    AlreadyExists,
-    /// The instance is disabled (409).
-    Disabled,
-    /// The instance is in a state that does not allow it (409).
-    WrongState,
-    /// The public port is in use (409).
-    PortTaken,
-    /// The guest port is not exposed (404).
-    NotExposed,
-    /// Its command failed too often right after its start, so it is not started by itself (409).
-    CrashLoop,
-    /// It did not happen within the time that the request gave it (504).
-    Timeout,
-    /// Its memory does not fit into the budget, even with every idle instance hibernated (503).
-    NoMemory,
-    /// The instance did not come up (503).
-    BootFailed,
-    /// The daemon is shutting down (503).
-    ShuttingDown,
-    /// Something the user cannot change by asking differently (500). Also what an unknown code reads as.
-    #[default]
-    #[serde(other)]
-    Internal,
+macro_rules! error_codes {
+    ($($(#[doc = $doc:literal])+ $code:ident = $status:literal,)+) => {
+        /// Kinds of failure. What a code means and its HTTP status never change; new ones may be added.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ErrorCode {
+            $($(#[doc = $doc])+ $code,)+
+            /// Something the user cannot change by asking differently. Also what an unknown code reads as.
+            #[default]
+            #[serde(other)]
+            Internal,
+        }
+
+        impl ErrorCode {
+            /// Every kind.
+            pub const ALL: &[Self] = &[$(Self::$code,)+ Self::Internal];
+
+            /// The HTTP status of this kind.
+            pub fn http_status(self) -> u16 {
+                match self {
+                    $(Self::$code => $status,)+
+                    Self::Internal => 500,
+                }
+            }
+
+            /// What it means, in a sentence.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$code => concat!($($doc),+).trim_ascii(),)+
+                    Self::Internal => "Something the user cannot change by asking differently.",
+                }
+            }
+        }
+    };
 }
 
-impl ErrorCode {
-    /// The HTTP status of this kind.
-    pub fn http_status(self) -> u16 {
-        match self {
-            Self::InvalidRequest => 400,
-            Self::InstanceNotFound
-            | Self::ImageNotFound
-            | Self::NotExposed
-            | Self::WorkspaceNotFound
-            | Self::SecretNotFound => 404,
-            Self::AlreadyExists
-            | Self::Disabled
-            | Self::WrongState
-            | Self::PortTaken
-            | Self::CrashLoop
-            | Self::WorkspaceInUse => 409,
-            Self::Internal => 500,
-            Self::BootFailed | Self::ShuttingDown | Self::NoMemory | Self::SecretsLocked => 503,
-            Self::Timeout => 504,
-        }
-    }
+error_codes! {
+    /// The request makes no sense.
+    InvalidRequest = 400,
+    /// No such instance.
+    InstanceNotFound = 404,
+    /// No such image.
+    ImageNotFound = 404,
+    /// No such workspace.
+    WorkspaceNotFound = 404,
+    /// No such secret.
+    SecretNotFound = 404,
+    /// The secrets cannot be decrypted: the master key is missing or another one.
+    SecretsLocked = 503,
+    /// The guest has no such file.
+    FileNotFound = 404,
+    /// An instance mounts the workspace.
+    WorkspaceInUse = 409,
+    /// The name is taken and its instance is not stopped.
+    AlreadyExists = 409,
+    /// The instance is disabled.
+    Disabled = 409,
+    /// The instance is in a state that does not allow it.
+    WrongState = 409,
+    /// The public port is in use.
+    PortTaken = 409,
+    /// The guest port is not exposed.
+    NotExposed = 404,
+    /// Its command failed too often right after its start, so it is not started by itself.
+    CrashLoop = 409,
+    /// It did not happen within the time that the request gave it.
+    Timeout = 504,
+    /// Its memory does not fit into the budget, even with every idle instance hibernated.
+    NoMemory = 503,
+    /// The instance did not come up.
+    BootFailed = 503,
+    /// The daemon is shutting down.
+    ShuttingDown = 503,
 }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Runs a command beside the instance's own.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct ExecRequest {
     /// Program and arguments, no shell.
     pub command: Vec<String>,
@@ -23,7 +24,7 @@ pub struct ExecRequest {
 }
 
 /// First object of the stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExecStarted {
     /// Id, repeated in its log entries.
     pub exec_id: String,
@@ -32,7 +33,7 @@ pub struct ExecStarted {
 }
 
 /// Last object of the stream, after all output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExecDone {
     /// Id.
     pub exec_id: String,

@@ -2,9 +2,10 @@
 
 use aegis_types::{Expose, GuestPort, Protocol, PublicPort};
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
 /// Asks for a guest port to be reachable from the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExposeRequest {
     /// Inside.
     #[serde(alias = "guest_port")]
@@ -35,7 +36,7 @@ impl From<ExposeRequest> for Expose {
 }
 
 /// A port of an instance on the host's loopback addresses. It stays while the instance rests; connections wake it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Endpoint {
     /// Inside.
     pub guest_port: GuestPort,
@@ -50,7 +51,7 @@ pub struct Endpoint {
 }
 
 /// Answer to [`ExposeRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExposeReply {
     /// Inside.
     pub guest_port: GuestPort,

@@ -3,9 +3,10 @@
 use aegis_types::ImageName;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// An image in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageSummary {
     /// Name.
     pub name: ImageName,
@@ -21,7 +22,7 @@ pub struct ImageSummary {
 }
 
 /// Answer of an import.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageImported {
     /// Name.
     pub name: ImageName,

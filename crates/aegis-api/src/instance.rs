@@ -9,11 +9,12 @@ use aegis_types::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{Endpoint, ExposeRequest, NetStatus};
 
 /// Creates an instance, or starts the stopped one that has this handle.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct CreateInstance {
     /// Program and arguments, no shell. Required unless the handle exists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -91,12 +92,61 @@ pub struct CreateInstance {
     pub parent_id: Option<InstanceId>,
 }
 
+/// Changes what an instance is asked for; absent is as before. Idle times and policies hold at once, the rest from the next start
+/// of the VM on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct UpdateInstance {
+    /// Memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<Mib>,
+    /// Virtual CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<Vcpus>,
+    /// Environment variables that are added or get another value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Environment variables that go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unset_env: Vec<String>,
+    /// Idle time before it is paused, in milliseconds; takes `never_pause` back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_after_ms: Option<u64>,
+    /// Idleness never pauses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_pause: bool,
+    /// Paused time before it is hibernated, in milliseconds; takes `no_hibernate` back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernate_after_ms: Option<u64>,
+    /// Its memory is never written to disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_hibernate: bool,
+    /// What keeps it awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_policy: Option<IdlePolicy>,
+}
+
+/// Answer to [`UpdateInstance`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpdatedInstance {
+    /// Id.
+    pub id: InstanceId,
+    /// Name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handle: Option<Handle>,
+    /// Something of it waits for the next start: a VM runs, or is saved, as it was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart_required: bool,
+    /// What the caller should know although the request was carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
 /// Answer to [`CreateInstance`]: 201 when created, 200 when an existing one was started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreatedInstance {
     /// Id.
     pub id: InstanceId,
@@ -118,7 +168,7 @@ pub struct CreatedInstance {
 }
 
 /// An instance in a list. Lists are ordered: running, starting, paused, hibernated, stopped, disabled; then by age.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceSummary {
     /// Id.
     pub id: InstanceId,
@@ -152,7 +202,7 @@ pub struct InstanceSummary {
 }
 
 /// Everything about an instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceInfo {
     /// Id.
     pub id: InstanceId,
@@ -188,6 +238,7 @@ pub struct InstanceInfo {
     pub net: NetStatus,
     /// Directory of the host that it has at `/workspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub workspace: Option<PathBuf>,
     /// That directory was made for it and is deleted with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -297,14 +348,14 @@ pub struct InstanceInfo {
 }
 
 /// Answer of the actions: what the instance is now, such as `starting`, `stopped`, `deleted`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StateReply {
     /// One word.
     pub status: String,
 }
 
 /// Answer of prune.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PruneReply {
     /// Number of deleted instances.
     pub pruned: usize,

@@ -26,7 +26,10 @@ pub use error::{ErrorBody, ErrorCode};
 pub use exec::{ExecDone, ExecRequest, ExecStarted};
 pub use expose::{Endpoint, ExposeReply, ExposeRequest};
 pub use image::{ImageImported, ImageSummary};
-pub use instance::{CreateInstance, CreatedInstance, InstanceInfo, InstanceSummary, PruneReply, StateReply};
+pub use instance::{
+    CreateInstance, CreatedInstance, InstanceInfo, InstanceSummary, PruneReply, StateReply, UpdateInstance,
+    UpdatedInstance,
+};
 pub use log::{LogEntry, LogSource, LogStream};
 pub use net::{NetRuleRequest, NetStatus};
 pub use policy::InvalidPolicy;
@@ -41,5 +44,9 @@ pub use status::{
 pub use template::{BuildTemplate, PruneTemplates, PrunedTemplates, TemplateState, TemplateSummary};
 pub use workspace::{WorkspaceEntry, WorkspaceSummary, WorkspaceUsage};
 
+/// Header with a [`aegis_types::FileStat`] as JSON.
+pub const STAT_HEADER: &str = "aegis-stat";
+/// Trailer with a [`aegis_types::CopyReport`] as JSON, percent-encoded.
+pub const REPORT_TRAILER: &str = "aegis-report";
 /// Content type of the streams.
 pub const NDJSON: &str = "application/x-ndjson";

@@ -2,9 +2,10 @@
 
 use aegis_types::{GuestPort, NetPolicy, NetRule};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What an instance may reach.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct NetStatus {
     /// The policy in force, which is also that of the next start.
     pub policy: NetPolicy,
@@ -14,7 +15,7 @@ pub struct NetStatus {
 }
 
 /// Adds a rule to the policy, or moves it to the other side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetRuleRequest {
     /// Allowed, or denied.
     pub allow: bool,

@@ -29,10 +29,13 @@ pub const TEMPLATES: &str = "/v1/templates";
 pub const TEMPLATES_PRUNE: &str = "/v1/templates/prune";
 /// `POST`: [`crate::ShutdownRequest`] → [`crate::StateReply`]; the daemon ends after it.
 pub const SHUTDOWN: &str = "/v1/shutdown";
+/// `GET`: the description of this API in OpenAPI.
+pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET`: the numbers of [`STATS`] in the text format of Prometheus.
 pub const METRICS: &str = "/metrics";
 
-/// `GET`: [`crate::InstanceInfo`]; `DELETE` → [`crate::StateReply`].
+/// `GET`: [`crate::InstanceInfo`]; `PATCH`: [`crate::UpdateInstance`] → [`crate::UpdatedInstance`]; `DELETE` →
+/// [`crate::StateReply`].
 pub fn instance(target: &str) -> String {
     format!("{INSTANCES}/{}", encode(target))
 }
@@ -122,6 +125,19 @@ pub fn net_rules(target: &str) -> String {
 /// `GET [?follow=1&denied=1]` → stream of [`aegis_types::NetEvent`].
 pub fn net_log(target: &str) -> String {
     action(target, "net/log")
+}
+
+/// `GET ?path=&follow=` → a tar stream of what is at the path in the guest, with a [`aegis_types::FileStat`] in the header
+/// [`crate::STAT_HEADER`], and a [`aegis_types::CopyReport`] in the trailer [`crate::REPORT_TRAILER`] for who sends
+/// `TE: trailers`; `PUT ?path=&owners=keep` with a tar stream as the body, which is unpacked into that directory →
+/// [`aegis_types::CopyReport`].
+pub fn files(target: &str) -> String {
+    action(target, "files")
+}
+
+/// `GET ?path=&follow=` → [`aegis_types::FileStat`].
+pub fn file_stat(target: &str) -> String {
+    action(target, "files/stat")
 }
 
 /// `GET` → the console text of the guest's kernel, newest part, `text/plain`.

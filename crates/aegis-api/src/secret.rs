@@ -5,16 +5,17 @@ use std::fmt;
 use aegis_types::{Handle, InstanceId, SecretBytes, SecretFile, SecretName, SecretUse, VmId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Stores a secret, in place of an older one of this name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SetSecret {
     /// A string, or `{"base64": "…"}` for any bytes; not empty, at most 64 KiB.
     pub value: SecretBytes,
 }
 
 /// A stored secret, without its value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SecretSummary {
     /// Name.
     pub name: SecretName,
@@ -23,7 +24,7 @@ pub struct SecretSummary {
 }
 
 /// A stored secret with its value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RevealedSecret {
     /// Name.
     pub name: SecretName,
@@ -32,14 +33,14 @@ pub struct RevealedSecret {
 }
 
 /// All secrets were encrypted with another master key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeyRotated {
     /// Number of stored secrets.
     pub secrets: usize,
 }
 
 /// Replaces which secrets an instance gets from its next boot on.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct InstanceSecrets {
     /// Variables: `KEY`, `K=secret.NAME` or `*`, with a `?` at the end for one that may be missing.
     #[serde(default)]
@@ -50,7 +51,7 @@ pub struct InstanceSecrets {
 }
 
 /// Answer to [`InstanceSecrets`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceSecretsReply {
     /// What it gets as variables.
     pub secret_keys: Vec<SecretUse>,
@@ -66,7 +67,7 @@ pub struct InstanceSecretsReply {
 }
 
 /// What was done with secrets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditEvent {
     /// A boot was given them.
@@ -94,7 +95,7 @@ impl fmt::Display for AuditEvent {
 }
 
 /// A line of the audit log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditEntry {
     /// When.
     pub ts: Timestamp,

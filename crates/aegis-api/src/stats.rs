@@ -2,9 +2,10 @@
 
 use aegis_types::{Handle, InstanceId, InstanceState, StartKind};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Numbers of the daemon and of every instance, in the order of lists.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DaemonStats {
     /// Memory that all VMs may have together, in MiB.
     pub ram_budget_mb: u64,
@@ -15,7 +16,7 @@ pub struct DaemonStats {
 }
 
 /// Numbers of one instance. Counts begin with the daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceStats {
     /// Id.
     pub id: InstanceId,
@@ -46,7 +47,7 @@ pub struct InstanceStats {
 }
 
 /// Starts by what they began with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct StartCounts {
     /// A kernel that booted.
     pub cold: u64,
@@ -57,7 +58,7 @@ pub struct StartCounts {
 }
 
 /// Where the time of a start went, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastStart {
     /// What it began with.
     pub kind: StartKind,

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use aegis_types::Accelerator;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The daemon and what it would use for the next VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DaemonStatus {
     /// Always `running`.
     pub status: String,
@@ -38,10 +39,11 @@ pub struct DaemonStatus {
 }
 
 /// The HTTP router: one address for every instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RouterStatus {
     /// Where it listens, such as `127.0.0.1:8099`; absent when it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub address: Option<SocketAddr>,
     /// Why it does not listen. Ports of instances do not depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,7 +51,7 @@ pub struct RouterStatus {
 }
 
 /// Ends the daemon, which begins when this is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct ShutdownRequest {
     /// What becomes of running instances.
     #[serde(default)]
@@ -57,7 +59,7 @@ pub struct ShutdownRequest {
 }
 
 /// What becomes of running instances when the daemon ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ShutdownMode {
     /// They are hibernated, and stopped where that cannot be. SIGTERM means this.
@@ -68,7 +70,7 @@ pub enum ShutdownMode {
 }
 
 /// What a backend can do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BackendCapabilities {
     /// CPUs can be halted and go on later.
     pub pause_resume: bool,
@@ -81,12 +83,13 @@ pub struct BackendCapabilities {
 }
 
 /// A file that VMs need.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AssetStatus {
     /// `vmm`, `kernel`, `initramfs`, `base image`, `disk template` or `worker`.
     pub name: String,
     /// Where it was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub path: Option<PathBuf>,
     /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,9 +3,10 @@
 use aegis_types::{ImageName, Mib, Vcpus};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A template in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateSummary {
     /// What it is made of, hashed; a template of anything else has another key.
     pub key: String,
@@ -33,7 +34,7 @@ pub struct TemplateSummary {
 }
 
 /// Whether a template can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateState {
     /// It can.
@@ -56,7 +57,7 @@ impl TemplateState {
 }
 
 /// Makes a template now, unless it is there. Absent values are the defaults of instances.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct BuildTemplate {
     /// Image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,7 +71,7 @@ pub struct BuildTemplate {
 }
 
 /// Deletes templates.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct PruneTemplates {
     /// Only those from which nothing was started for this time, such as `14d`; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,7 +79,7 @@ pub struct PruneTemplates {
 }
 
 /// Answer of [`PruneTemplates`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PrunedTemplates {
     /// Number of deleted templates.
     pub pruned: usize,

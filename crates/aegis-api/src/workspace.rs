@@ -2,13 +2,15 @@
 
 use aegis_types::InstanceId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A workspace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkspaceSummary {
     /// Name.
     pub name: String,
     /// Absolute path on the host.
+    #[schema(value_type = String)]
     pub path: std::path::PathBuf,
     /// Instances that mount it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -19,7 +21,7 @@ pub struct WorkspaceSummary {
 }
 
 /// A name in a directory of an instance's workspace. Lists are ordered: directories first, each kind by name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkspaceEntry {
     /// Name.
     pub name: String,
@@ -30,7 +32,7 @@ pub struct WorkspaceEntry {
 }
 
 /// What a workspace takes up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkspaceUsage {
     /// Name.
     pub name: String,

@@ -84,6 +84,8 @@ async fn answers(client: &Client) -> Result<bool, CliError> {
 
 fn spawn(program: &Path, home: &Home, log: File) -> io::Result<Child> {
     Command::new(program)
+        .arg("--log-file")
+        .arg(home.daemon_log())
         .env(env::HOME, home.root())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -39,12 +39,13 @@ impl Drop for Spinner {
     }
 }
 
-/// A bar that shows how many bytes of a total were handled.
+/// A bar that shows how many bytes were handled, of a total if that is known.
 pub(crate) fn byte_bar(total: Option<u64>) -> ProgressBar {
-    let Some(total) = total else { return ProgressBar::new_spinner() };
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec}");
-    let bar = ProgressBar::new(total);
-    match style {
+    let (bar, template) = match total {
+        Some(total) => (ProgressBar::new(total), "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec}"),
+    };
+    match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

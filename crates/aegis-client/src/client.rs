@@ -8,21 +8,23 @@ use aegis_api::{
     ExposeReply, ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSecrets,
     InstanceSecretsReply, InstanceSummary, KeepaliveRequest, KeyRotated, NetRuleRequest, NetStatus,
     PruneReply, PruneTemplates, PrunedTemplates, RevealedSecret, SecretSummary, SetSecret, ShutdownMode,
-    ShutdownRequest, StateReply, TemplateSummary, WaitQuery, WorkspaceEntry, WorkspaceSummary,
-    WorkspaceUsage, paths,
+    ShutdownRequest, StateReply, TemplateSummary, UpdateInstance, UpdatedInstance, WaitQuery, WorkspaceEntry,
+    WorkspaceSummary, WorkspaceUsage, paths,
 };
-use aegis_types::{GuestPort, ImageName, InstanceState, SecretName};
+use aegis_types::{CopyReport, FileStat, GuestPort, ImageName, InstanceState, SecretName};
 use bytes::{Bytes, BytesMut};
-use futures::stream::try_unfold;
+use futures::stream::{try_unfold, unfold};
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::mpsc;
 
 use crate::ClientError;
 use crate::connection::{Answer, RequestBody, request};
+use crate::files::Download;
 use crate::stream::{ExecEvents, LogEntries, NetEvents};
 
 const CONSOLE_MAX: usize = 64 << 20;
@@ -160,6 +162,15 @@ impl Client {
     pub async fn action(&self, target: &str, action: Action) -> Result<StateReply, ClientError> {
         let path = paths::action(target, action.as_str());
         self.request(Method::POST, &path, empty()).await?.json().await
+    }
+
+    /// Changes what an instance is asked for.
+    pub async fn update(
+        &self,
+        target: &str,
+        update: &UpdateInstance,
+    ) -> Result<UpdatedInstance, ClientError> {
+        self.send_json(Method::PATCH, &paths::instance(target), update).await?.json().await
     }
 
     /// Deletes an instance and everything it has; returns when it is gone.
@@ -300,7 +311,7 @@ impl Client {
         name: &SecretName,
         secret: &SetSecret,
     ) -> Result<SecretSummary, ClientError> {
-        self.send(Method::PUT, &paths::secret(name.as_str()), secret).await?.json().await
+        self.send_json(Method::PUT, &paths::secret(name.as_str()), secret).await?.json().await
     }
 
     /// Deletes a secret.
@@ -329,7 +340,36 @@ impl Client {
         target: &str,
         secrets: &InstanceSecrets,
     ) -> Result<InstanceSecretsReply, ClientError> {
-        self.send(Method::PUT, &paths::instance_secrets(target), secrets).await?.json().await
+        self.send_json(Method::PUT, &paths::instance_secrets(target), secrets).await?.json().await
+    }
+
+    /// What is at a path in the guest, which is woken for it.
+    pub async fn file_stat(&self, target: &str, path: &str, follow: bool) -> Result<FileStat, ClientError> {
+        self.get_path(&file_query(&paths::file_stat(target), path, follow)).await?.json().await
+    }
+
+    /// What is at a path in the guest, with everything below it, as a tar stream.
+    pub async fn read_files(&self, target: &str, path: &str, follow: bool) -> Result<Download, ClientError> {
+        Download::new(self.get_path(&file_query(&paths::files(target), path, follow)).await?)
+    }
+
+    /// Unpacks a tar stream into an existing directory of the guest. A stream that fails is not taken for complete.
+    pub async fn write_files(
+        &self,
+        target: &str,
+        path: &str,
+        keep_owners: bool,
+        tar: mpsc::Receiver<io::Result<Bytes>>,
+    ) -> Result<CopyReport, ClientError> {
+        let mut target = format!("{}?path={}", paths::files(target), paths::encode(path));
+        if keep_owners {
+            target.push_str("&owners=keep");
+        }
+        let frames = unfold(tar, |mut tar| async move {
+            let piece = tar.recv().await?;
+            Some((piece.map(Frame::data), tar))
+        });
+        self.request(Method::PUT, &target, StreamBody::new(frames).boxed_unsync()).await?.json().await
     }
 
     /// Makes a template unless it is there; returns when it is.
@@ -371,10 +411,15 @@ impl Client {
     }
 
     async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
-        self.send(Method::POST, path, body).await
+        self.send_json(Method::POST, path, body).await
     }
 
-    async fn send(&self, method: Method, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
+    async fn send_json(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer, ClientError> {
         let json = serde_json::to_vec(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
         self.request(method, path, Full::from(json).map_err(|never| match never {}).boxed_unsync()).await
     }
@@ -382,6 +427,10 @@ impl Client {
     async fn request(&self, method: Method, path: &str, body: RequestBody) -> Result<Answer, ClientError> {
         request(&self.socket, method, path, body).await
     }
+}
+
+fn file_query(of: &str, path: &str, follow: bool) -> String {
+    format!("{of}?path={}&follow={}", paths::encode(path), u8::from(follow))
 }
 
 fn empty() -> RequestBody {

@@ -51,6 +51,7 @@ pub(crate) async fn request(
         .uri(path)
         .header("host", "aegis")
         .header("content-type", "application/json")
+        .header("te", "trailers")
         .body(body)
         .map_err(|e| ClientError::Protocol(e.to_string()))?;
     let response = sender.send_request(request).await.map_err(ClientError::Lost)?;
@@ -74,6 +75,11 @@ async fn dial(socket: &Path) -> Result<UnixStream, ClientError> {
 impl Answer {
     pub(crate) fn status(&self) -> u16 {
         self.response.status().as_u16()
+    }
+
+    /// The value of a header, if there is one that is text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
     }
 
     /// The whole answer as JSON.

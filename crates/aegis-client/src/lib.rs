@@ -7,8 +7,10 @@
 mod client;
 mod connection;
 mod error;
+mod files;
 mod stream;
 
 pub use client::{Action, Client, Creation, LogQuery};
 pub use error::ClientError;
+pub use files::Download;
 pub use stream::{ExecEvent, ExecEvents, LogEntries, NetEvents};

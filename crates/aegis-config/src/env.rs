@@ -63,6 +63,10 @@ variables! {
     TEMPLATES_MAX_MB = "AEGIS_TEMPLATES_MAX_MB",
     /// Templates that were not used for this time are deleted, such as `14d`.
     TEMPLATES_MAX_AGE = "AEGIS_TEMPLATES_MAX_AGE",
+    /// Size from which a log goes on in a new file, in MiB: that of the daemon, and that of each instance.
+    LOG_MAX_MB = "AEGIS_LOG_MAX_MB",
+    /// Older files that are kept of each log.
+    LOG_FILES = "AEGIS_LOG_FILES",
 }
 
 /// Proxies of the host, as programs know them: each in lower case first, then in upper case.
@@ -72,7 +76,9 @@ const PROXIES: [(&str, &str); 3] =
 /// The user's home directory, for the default of [`HOME`].
 pub(crate) const USER_HOME: &str = "HOME";
 /// Where programs are looked for.
-pub(crate) const PATH: &str = "PATH";
+pub const PATH: &str = "PATH";
+/// Where the user's settings are; `~/.config` when it is not set.
+pub(crate) const CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 
 type Lookup = dyn Fn(&str) -> Option<OsString> + Send + Sync;
 
@@ -103,6 +109,16 @@ impl Environment {
     /// A variable. One that is set to nothing counts as not set, as scripts clear variables that way.
     pub fn get(&self, name: &str) -> Option<OsString> {
         (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    /// The directory for the user's settings of all programs.
+    pub fn config_dir(&self) -> Option<PathBuf> {
+        self.path(CONFIG_HOME).or_else(|| self.path(USER_HOME).map(|home| home.join(".config")))
+    }
+
+    /// The user's home directory.
+    pub fn user_home(&self) -> Option<PathBuf> {
+        self.path(USER_HOME)
     }
 
     pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {

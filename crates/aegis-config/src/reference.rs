@@ -74,4 +74,6 @@ fn the_documented_defaults_are_the_defaults() {
     assert_eq!(documented.templates.value, built_in.templates.value);
     assert_eq!(documented.templates_max_mib.value, built_in.templates_max_mib.value);
     assert_eq!(documented.templates_max_age.value, built_in.templates_max_age.value);
+    assert_eq!(documented.log_max_mib.value, built_in.log_max_mib.value);
+    assert_eq!(documented.log_files.value, built_in.log_files.value);
 }

@@ -234,6 +234,10 @@ pub struct Settings {
     pub templates_max_mib: Setting<u64>,
     /// Templates that were not used for this time are deleted.
     pub templates_max_age: Setting<Duration>,
+    /// Size from which a log goes on in a new file, in MiB.
+    pub log_max_mib: Setting<u64>,
+    /// Older files that are kept of each log.
+    pub log_files: Setting<u32>,
 }
 
 impl Default for Settings {
@@ -253,6 +257,8 @@ impl Default for Settings {
             templates: Setting::default_value(TemplatesSetting::Auto),
             templates_max_mib: Setting::default_value(2048),
             templates_max_age: Setting::default_value(Duration::from_secs(14 * 24 * 3600)),
+            log_max_mib: Setting::default_value(10),
+            log_files: Setting::default_value(3),
         }
     }
 }
@@ -282,6 +288,10 @@ struct File {
     templates_max_mb: Option<u64>,
     #[serde(default, deserialize_with = "from_duration")]
     templates_max_age: Option<Duration>,
+    #[serde(default, deserialize_with = "from_log_size")]
+    log_max_mb: Option<u64>,
+    #[serde(default, deserialize_with = "from_log_files")]
+    log_files: Option<u32>,
 }
 
 #[derive(Deserialize, Default)]
@@ -293,7 +303,7 @@ struct SecretsTable {
 
 /// Keys of the file: name, environment variable of the same meaning, an example, which is the default.
 #[cfg(test)]
-pub(crate) const KEYS: [(&str, &str, &str); 14] = [
+pub(crate) const KEYS: [(&str, &str, &str); 16] = [
     ("default_memory_mb", env::DEFAULT_MEMORY_MB, "512"),
     ("default_cpus", env::DEFAULT_CPUS, "1"),
     ("default_image", env::DEFAULT_IMAGE, "\"base\""),
@@ -308,6 +318,8 @@ pub(crate) const KEYS: [(&str, &str, &str); 14] = [
     ("templates", env::TEMPLATES, "\"auto\""),
     ("templates_max_mb", env::TEMPLATES_MAX_MB, "2048"),
     ("templates_max_age", env::TEMPLATES_MAX_AGE, "\"14d\""),
+    ("log_max_mb", env::LOG_MAX_MB, "10"),
+    ("log_files", env::LOG_FILES, "3"),
 ];
 
 fn from_text<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
@@ -343,6 +355,24 @@ fn from_boot_timeout<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Du
 
 fn from_loopback<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
     loopback(&String::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn from_log_size<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    log_size(u64::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn from_log_files<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    log_files(u64::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// A terabyte is more than anybody reads.
+fn log_size(mib: u64) -> Result<u64, String> {
+    if (1..=1 << 20).contains(&mib) { Ok(mib) } else { Err(format!("a log has 1 to 1048576 MiB, not {mib}")) }
+}
+
+fn log_files(count: u64) -> Result<u32, String> {
+    let few = u32::try_from(count).ok().filter(|count| (1..=100).contains(count));
+    few.ok_or_else(|| format!("1 to 100 older files are kept of a log, not {count}"))
 }
 
 /// Longer than anybody waits, and short enough for every clock.
@@ -403,6 +433,8 @@ impl Settings {
         settings.templates.set_from_file(file.templates);
         settings.templates_max_mib.set_from_file(file.templates_max_mb);
         settings.templates_max_age.set_from_file(file.templates_max_age);
+        settings.log_max_mib.set_from_file(file.log_max_mb);
+        settings.log_files.set_from_file(file.log_files);
 
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is not a number"));
         settings.default_memory.set_from_env(vars, env::DEFAULT_MEMORY_MB, |text| {
@@ -425,6 +457,8 @@ impl Settings {
         settings.templates.set_from_env(vars, env::TEMPLATES, str::parse)?;
         settings.templates_max_mib.set_from_env(vars, env::TEMPLATES_MAX_MB, number)?;
         settings.templates_max_age.set_from_env(vars, env::TEMPLATES_MAX_AGE, duration)?;
+        settings.log_max_mib.set_from_env(vars, env::LOG_MAX_MB, |text| log_size(number(text)?))?;
+        settings.log_files.set_from_env(vars, env::LOG_FILES, |text| log_files(number(text)?))?;
         Ok(settings)
     }
 }

@@ -22,7 +22,7 @@ use crate::reaper::Reaper;
 use crate::settle::Settled;
 use crate::sys::Sys;
 use crate::tasks::Tasks;
-use crate::{VERSION, activity, boot, exec, shutdown, tcp};
+use crate::{VERSION, activity, boot, exec, files, shutdown, tcp};
 
 /// A host that greets at once is answered before the root is mounted; after this long without a greeting the time
 /// is better spent on the root.
@@ -239,6 +239,10 @@ impl Core {
             }
             Service::Exec => {
                 exec::serve(self, stream).await;
+                Ok(())
+            }
+            Service::Files => {
+                files::serve(self, stream).await;
                 Ok(())
             }
             Service::Tcp => {

@@ -15,6 +15,7 @@ mod console;
 mod control;
 mod environment;
 mod exec;
+mod files;
 mod harness;
 mod identity;
 mod launch;

@@ -22,7 +22,7 @@ use crate::error::Denied;
 use crate::instance::Instance;
 use crate::manager::Shared;
 use crate::ports::Worker;
-use crate::record::{InstanceSpec, LastStop, Record};
+use crate::record::{InstanceSpec, LastStop, Record, Update};
 use crate::status::{Counters, Lease, Status, VmStatus};
 use crate::step::{Ask, Effect, Event, Goal, Phase, RequestId, State, StopCause, Timer, Use, Users, step};
 use crate::tcp::InUse;
@@ -48,6 +48,13 @@ pub(crate) enum Request {
         ttl: Duration,
         /// What for.
         reason: Option<String>,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+    /// Somebody asks for something else than before.
+    Update {
+        /// For what.
+        update: Box<Update>,
         /// Where the answer goes.
         reply: Reply,
     },
@@ -203,11 +210,12 @@ impl Driver {
         (state, startup): (State, Vec<Effect>),
         live: Option<Live>,
     ) -> (Instance, Driver) {
-        let rules = Arc::new(state.rules.clone());
         let (requests, inbox) = mpsc::channel(REQUESTS);
         let (reports, reported) = mpsc::channel(REPORTS);
         let spec = Arc::new(record.spec);
         let (status, watching) = watch::channel(Status {
+            spec: Arc::clone(&spec),
+            rules: state.rules.clone(),
             state: state.shown(),
             enabled: state.enabled,
             updated_at: record.updated_at,
@@ -247,7 +255,7 @@ impl Driver {
         };
         driver.note(&driver.startup.clone());
         driver.publish();
-        (Instance { spec, rules, requests, status: watching }, driver)
+        (Instance { spec, requests, status: watching }, driver)
     }
 
     /// Runs until the instance is deleted, or stopped because the daemon goes down.
@@ -279,7 +287,10 @@ impl Driver {
     async fn serve(&mut self, request: Request) {
         match request {
             Request::Shutdown { grace, save } => self.happen(Event::Shutdown { grace, save }).await,
-            Request::Ask { ask, reply } => self.ask(ask, reply).await,
+            Request::Ask { ask, reply } => {
+                self.ask(ask, reply).await;
+            }
+            Request::Update { update, reply } => self.update(&update, reply).await,
             Request::Lease { ttl, reason, reply } => {
                 self.ask(Ask::Lease { ttl }, reply).await;
                 if self.state.leased {
@@ -291,14 +302,29 @@ impl Driver {
         }
     }
 
-    async fn ask(&mut self, ask: Ask, reply: Reply) {
+    async fn update(&mut self, update: &Update, reply: Reply) {
+        let spec = Arc::new(self.spec.updated(update));
+        let rules = Box::new(self.shared.rules(&spec));
+        // The record that is written for the request has the new one.
+        let before = std::mem::replace(&mut self.spec, spec);
+        if !self.ask(Ask::Follow { rules }, reply).await {
+            self.spec = before;
+        }
+    }
+
+    /// Whether it was not denied at once.
+    async fn ask(&mut self, ask: Ask, reply: Reply) -> bool {
         let id = self.next_request;
         self.next_request += 1;
         self.waiting.insert(id, reply);
-        if let Err(denied) = self.apply(Event::Request { id, ask }).await
-            && let Some(reply) = self.waiting.remove(&id)
-        {
-            reply.deny(denied);
+        match self.apply(Event::Request { id, ask }).await {
+            Ok(()) => true,
+            Err(denied) => {
+                if let Some(reply) = self.waiting.remove(&id) {
+                    reply.deny(denied);
+                }
+                false
+            }
         }
     }
 
@@ -456,6 +482,8 @@ impl Driver {
             }
         });
         self.status.send_replace(Status {
+            spec: Arc::clone(&self.spec),
+            rules: self.state.rules.clone(),
             state: self.state.shown(),
             enabled: self.state.enabled,
             updated_at: self.updated_at,

@@ -148,13 +148,32 @@ pub enum ConnectError {
     Worker(#[from] WorkerError),
 }
 
+/// Files could not be asked for.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CopyError {
+    /// The instance does not run and may not be woken.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The guest has no such file, or it is not what was expected.
+    #[error("{message}")]
+    Refused {
+        /// There is nothing at the path.
+        not_found: bool,
+        /// What the guest says.
+        message: String,
+    },
+    /// The guest could not be reached.
+    #[error("cannot reach the guest: {0}")]
+    Worker(#[from] WorkerError),
+}
+
 /// A running process was lost: how it ended will never be known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExecLost {
     /// The stream ended before the process did, usually because the VM is gone.
-    #[error("the connection to the process ended: {0}")]
+    #[error("the stream from the guest ended: {0}")]
     Ended(String),
     /// The guest broke the rules of the stream; its VM is being stopped.
-    #[error("the guest broke the exec protocol: {0}")]
+    #[error("the guest broke the rules of the stream: {0}")]
     Violation(String),
 }

@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use aegis_link::Carrier;
 use aegis_proto::exec::Start;
+use aegis_proto::files;
 use aegis_proto::service::Service;
 use aegis_types::{GuestPort, InstanceState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::driver::{Grant, Reply, Request};
-use crate::error::{ConnectError, Denied, ExecError};
+use crate::error::{ConnectError, CopyError, Denied, ExecError};
 use crate::exec::ExecSession;
+use crate::files::Copying;
 use crate::ports::WorkerError;
-use crate::record::InstanceSpec;
+use crate::record::{InstanceSpec, Update};
 use crate::status::Status;
-use crate::step::{Ask, Rules, Use};
+use crate::step::{Ask, Use};
 use crate::tcp::{Connection, InUse};
 
 /// Time for a worker to open a stream to its guest.
@@ -28,20 +30,15 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Instance {
     pub(crate) spec: Arc<InstanceSpec>,
-    pub(crate) rules: Arc<Rules>,
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) status: watch::Receiver<Status>,
 }
 
 impl Instance {
-    /// What was asked for.
+    /// What was asked for when this daemon got to know it: for what an update does not change. [`Status::spec`] has the
+    /// rest.
     pub fn spec(&self) -> &InstanceSpec {
         &self.spec
-    }
-
-    /// What it does by itself.
-    pub fn rules(&self) -> &Rules {
-        &self.rules
     }
 
     /// What is observed now.
@@ -109,6 +106,16 @@ impl Instance {
     /// [`Denied::KeepsMemory`] if it may not; [`Denied::Worker`] if it failed: then the VM goes on; see [`Denied`].
     pub async fn hibernate(&self) -> Result<(), Denied> {
         self.ask(Ask::Hibernate).await
+    }
+
+    /// Changes what is asked for: rules at once, the rest with the next start. Memory that was saved by another machine is
+    /// discarded then.
+    ///
+    /// # Errors
+    /// [`Denied::KeepsMemory`] if saved memory would stay on disk against the new rules; see [`Denied`].
+    pub async fn update(&self, update: Update) -> Result<(), Denied> {
+        let (reply, answer) = oneshot::channel();
+        self.deliver(Request::Update { update: Box::new(update), reply: Reply::Done(reply) }, answer).await
     }
 
     /// Keeps the VM awake for this time, in place of what an earlier lease said.
@@ -190,6 +197,16 @@ impl Instance {
     pub async fn exec(&self, start: Start) -> Result<ExecSession, ExecError> {
         let (grant, stream) = self.open::<ExecError>(Use::Exec, Service::Exec).await?;
         ExecSession::open(grant, stream, start).await
+    }
+
+    /// Looks at files of the guest or copies some, waking the instance if it may be woken. Returns when the guest has
+    /// looked at the path. Counts as an exec while the copy lives.
+    ///
+    /// # Errors
+    /// See [`CopyError`].
+    pub async fn copy(&self, request: files::Request) -> Result<Copying, CopyError> {
+        let (grant, stream) = self.open::<CopyError>(Use::Exec, Service::Files).await?;
+        Copying::open(grant, stream, request).await
     }
 
     /// Wakes the instance and opens a stream to its guest, again if the instance went to rest in between.

@@ -16,6 +16,7 @@ mod effects;
 mod error;
 mod exec;
 mod family;
+mod files;
 mod instance;
 mod logs;
 mod manager;
@@ -33,8 +34,9 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use error::{ConnectError, CreateError, Denied, ExecError, ExecLost};
+pub use error::{ConnectError, CopyError, CreateError, Denied, ExecError, ExecLost};
 pub use exec::{ExecEvents, ExecInput, ExecSession};
+pub use files::{Copying, FilePiece, FromGuest, ToGuest};
 pub use instance::Instance;
 pub use manager::{Limits, Manager, Ports};
 pub use status::{Counters, Lease, Status, VmStatus};

@@ -1,11 +1,12 @@
 //! What is remembered of an instance.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use aegis_types::{Handle, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus};
+use aegis_types::{Handle, IdlePolicy, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
 
-/// What was asked for; never changes.
+/// What was asked for. An [`Update`] makes another one of it; id, name, image, command and mounts never change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceSpec {
     /// Id.
@@ -34,6 +35,65 @@ pub struct InstanceSpec {
     pub auto_workspace: bool,
     /// Creation.
     pub created_at: Timestamp,
+}
+
+/// When idleness has a consequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// After so long.
+    After(Duration),
+    /// Never.
+    Never,
+}
+
+/// What is to be different from now on; absent is as before.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Update {
+    /// Guest memory.
+    pub memory: Option<Mib>,
+    /// Virtual CPUs.
+    pub vcpus: Option<Vcpus>,
+    /// Environment variables that are added or get another value.
+    pub env: BTreeMap<String, String>,
+    /// Environment variables that go.
+    pub unset_env: Vec<String>,
+    /// When it is paused.
+    pub pause: Option<Idle>,
+    /// When it is hibernated.
+    pub hibernate: Option<Idle>,
+    /// What keeps it awake.
+    pub idle: Option<IdlePolicy>,
+}
+
+impl InstanceSpec {
+    /// What is asked for with this update.
+    pub fn updated(&self, update: &Update) -> Self {
+        let mut spec = self.clone();
+        spec.memory = update.memory.unwrap_or(spec.memory);
+        spec.vcpus = update.vcpus.unwrap_or(spec.vcpus);
+        spec.env.retain(|name, _| !update.unset_env.contains(name));
+        spec.env.extend(update.env.clone());
+        let policy = &mut spec.policy;
+        if let Some(pause) = update.pause {
+            policy.never_pause = pause == Idle::Never;
+            policy.pause_after = pause.time();
+        }
+        if let Some(hibernate) = update.hibernate {
+            policy.no_hibernate = hibernate == Idle::Never;
+            policy.hibernate_after = hibernate.time();
+        }
+        policy.idle = update.idle.unwrap_or(policy.idle);
+        spec
+    }
+}
+
+impl Idle {
+    fn time(self) -> Option<Duration> {
+        match self {
+            Self::After(time) => Some(time),
+            Self::Never => None,
+        }
+    }
 }
 
 /// The durable part of an instance: survives every crash of the daemon.

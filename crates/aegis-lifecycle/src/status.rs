@@ -1,15 +1,21 @@
 //! What can be seen of an instance from outside.
 
+use std::sync::Arc;
+
 use aegis_proto::worker::{Confinement, Ready};
 use aegis_types::{InstanceState, VmId};
 use jiff::Timestamp;
 
-use crate::record::LastStop;
-use crate::step::Users;
+use crate::record::{InstanceSpec, LastStop};
+use crate::step::{Rules, Users};
 
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
+    /// What is asked for now, which is that of the next start.
+    pub spec: Arc<InstanceSpec>,
+    /// The rules in force.
+    pub rules: Rules,
     /// State. While a VM is being stopped it is still the one before; with a boot to follow it is `starting`.
     pub state: InstanceState,
     /// It may be woken.

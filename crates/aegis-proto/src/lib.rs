@@ -10,6 +10,7 @@
 pub mod activity;
 pub mod control;
 pub mod exec;
+pub mod files;
 pub mod frame;
 pub mod fuse;
 pub mod hello;

@@ -24,10 +24,13 @@ pub enum Service {
     Activity = 5,
     /// A directory of the host: see [`crate::fuse`].
     Fuse = 6,
+    /// Files of the guest as tar streams: see [`crate::files`].
+    Files = 7,
 }
 
 impl Service {
-    const ALL: [Service; 6] = [Self::Control, Self::Exec, Self::Logs, Self::Tcp, Self::Activity, Self::Fuse];
+    const ALL: [Service; 7] =
+        [Self::Control, Self::Exec, Self::Logs, Self::Tcp, Self::Activity, Self::Fuse, Self::Files];
 
     /// The number on the wire.
     pub fn number(self) -> u16 {

@@ -71,7 +71,7 @@ async fn answer(guest: &Guest, sys: Arc<FakeSys>, service: Service, mut stream: 
     let lies = match service {
         Service::Control => *guest == Guest::BreaksControl,
         Service::Exec => *guest == Guest::BreaksExec,
-        Service::Tcp | Service::Activity | Service::Fuse => false,
+        Service::Tcp | Service::Activity | Service::Fuse | Service::Files => false,
         Service::Logs => *guest == Guest::BreaksLogs,
     };
     if service == Service::Control && !lies {

@@ -76,6 +76,7 @@ fn forbidden_arrows_do_not_exist() {
             vec!["aegis-api", "aegis-link", "aegis-proto", "aegis-vmm", "aegis-lifecycle", "axum", "hyper"],
         ),
         ("aegis-fs", vec!["aegis-api", "aegis-link", "aegis-vmm", "aegis-lifecycle", "axum", "hyper"]),
+        ("aegis-copy", vec!["aegis-api", "aegis-proto", "aegis-link", "tokio"]),
         ("aegis-image", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "tokio"]),
         (
             "aegis-router",

@@ -6,6 +6,7 @@
 
 mod duration;
 mod exit;
+mod files;
 mod mounts;
 mod names;
 mod net;
@@ -18,6 +19,7 @@ mod vm;
 
 pub use duration::{InvalidDuration, parse_duration};
 pub use exit::ExitStatus;
+pub use files::{CopyProblem, CopyReport, FileKind, FileStat, PROBLEMS_MAX};
 pub use mounts::{InvalidMountPoint, MOUNTS_MAX, Mount, MountPoint, WORKSPACE};
 pub use names::{Handle, ImageName, InstanceId, InvalidName, VmId};
 pub use net::{InvalidNet, NetEvent, NetMode, NetPolicy, NetRule, NetSetup, NetTarget, Proxies};

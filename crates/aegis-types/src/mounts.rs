@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Where the directory that every instance has is mounted.
 pub const WORKSPACE: &str = "/workspace";
@@ -26,7 +27,7 @@ pub struct InvalidMountPoint {
 }
 
 /// A place in the guest where something can be mounted: absolute, without `.` and `..`, and not `/`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct MountPoint(String);
 
@@ -99,9 +100,10 @@ impl fmt::Display for MountPoint {
 }
 
 /// A directory of the host, mounted in a guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Mount {
     /// Absolute, without symbolic links.
+    #[schema(value_type = String)]
     pub host: PathBuf,
     /// Where the guest has it.
     pub guest: MountPoint,

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::GuestPort;
 
@@ -41,7 +43,7 @@ pub enum InvalidNet {
 }
 
 /// What is allowed where no rule says anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NetMode {
     /// Every address of the public internet.
@@ -54,7 +56,7 @@ pub enum NetMode {
 }
 
 /// What a guest may reach. `deny` wins over `allow`, and `allow` over the mode.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct NetPolicy {
     /// What is allowed where no rule says anything.
     #[serde(default)]
@@ -176,7 +178,7 @@ pub struct Proxies {
 }
 
 /// What was decided about something that a guest wanted to reach.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetEvent {
     /// When.
     pub ts: Timestamp,
@@ -289,6 +291,15 @@ impl fmt::Display for NetRule {
         }
     }
 }
+
+// On the wire it is text.
+impl PartialSchema for NetRule {
+    fn schema() -> RefOr<Schema> {
+        String::schema()
+    }
+}
+
+impl ToSchema for NetRule {}
 
 impl TryFrom<String> for NetRule {
     type Error = InvalidNet;

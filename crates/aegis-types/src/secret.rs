@@ -10,6 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap as _, Serializer};
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::InvalidName;
@@ -22,6 +24,21 @@ pub const SECRET_MAX: usize = 64 << 10;
 pub const SECRETS_MAX: usize = 128;
 /// Longest name of a file, in bytes.
 const FILE_NAME_MAX: usize = 255;
+
+/// Says that these are text on the wire.
+macro_rules! text_schema {
+    ($($name:ident),+) => {$(
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                String::schema()
+            }
+        }
+
+        impl ToSchema for $name {}
+    )+};
+}
+
+text_schema!(SecretBytes, SecretUse, SecretFile);
 
 /// The bytes of a secret. On the wire they are a string, or `{"base64": "…"}` when they are not UTF-8.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -112,7 +129,7 @@ impl<'de> Visitor<'de> for SecretVisitor {
 
 /// Name of a stored secret: letters, digits, `_`, `.` and `-`, not a digit, `.` or `-` first. One without `.` and `-` can
 /// be the name of a variable.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct SecretName(String);
 

@@ -37,6 +37,7 @@ use crate::lock::{HomeLock, LockError};
 use crate::logs::LogStore;
 use crate::networks::Networks;
 use crate::registry::{StoredRegistry, to_record};
+use crate::rotate::Rotation;
 use crate::secrets::Secrets;
 use crate::socket;
 use crate::templates::TemplateOptions;
@@ -144,7 +145,8 @@ impl Daemon {
         let ids: Vec<InstanceId> = records.iter().map(|record| record.spec.id.clone()).collect();
         let logs = blocking({
             let (dir, ids, lock) = (home.logs(), ids.clone(), lock.clone());
-            move || LogStore::open(&dir, &ids, lock).map_err(failed("open the logs in", dir))
+            let rotation = Rotation::from(&settings);
+            move || LogStore::open(&dir, &ids, rotation, lock).map_err(failed("open the logs in", dir))
         })
         .await?;
         let logs = Arc::new(logs);

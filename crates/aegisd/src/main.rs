@@ -5,11 +5,12 @@ use std::error::Error;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use aegis_api::ShutdownMode;
 use aegis_config::{AcceleratorSetting, Home, Settings};
-use aegisd::{AssetFlags, Daemon, DaemonOptions};
+use aegisd::{AssetFlags, Daemon, DaemonLog, DaemonOptions, Rotation};
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -47,6 +48,9 @@ struct Args {
     /// Accelerator: auto, kvm, hvf or tcg
     #[arg(long, value_name = "NAME")]
     accel: Option<AcceleratorSetting>,
+    /// Write the log to this file, which is rotated, in place of standard error
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
     /// Log filter, such as `info` or `aegisd=debug`
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -82,8 +86,15 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let filter = EnvFilter::try_new(&settings.log.value).map_err(|e| {
         format!("the log filter `{}` set by {} makes no sense: {e}", settings.log.value, settings.log.source)
     })?;
-    let ansi = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(io::stderr).init();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
+    match &args.log_file {
+        Some(path) => {
+            let log = DaemonLog::open(path, Rotation::from(&settings));
+            let log = log.map_err(|e| format!("cannot open the log {}: {e}", path.display()))?;
+            subscriber.with_ansi(false).with_writer(Mutex::new(log)).init();
+        }
+        None => subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init(),
+    }
     let mut options = DaemonOptions::new(home, settings);
     options.assets = AssetFlags {
         kernel: args.kernel,

@@ -6,8 +6,8 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{ImageName, Mib, NetRule, SecretName, Vcpus};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use aegis_types::{IdlePolicy, ImageName, Mib, NetRule, SecretName, Vcpus};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use jiff::Timestamp;
 
@@ -15,7 +15,7 @@ pub(crate) use self::instance::{
     Goal, InstanceCommand, InstanceOptions, Keepalive, List, Start, Target, Wait,
 };
 pub(crate) use self::values::Variable;
-use self::values::{cpus, duration_text, guest_dir, memory, since, timeout, variable};
+use self::values::{cpus, duration_text, guest_dir, idle_policy, memory, since, time, timeout, variable};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -50,6 +50,11 @@ pub(crate) enum Command {
     Down(Down),
     /// Show whether the daemon runs
     Status(Format),
+    /// Have the daemon started by the service manager of this user
+    Service {
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
     /// Check the installation and say what to do about problems
     Doctor(Format),
     /// Run a command in a new VM, then delete the VM
@@ -61,6 +66,21 @@ pub(crate) enum Command {
     },
     /// Run a command in an instance
     Exec(Exec),
+    /// Copy files between this machine and an instance
+    #[command(override_usage = "aegis cp [OPTIONS] <PATH|-> <INSTANCE:PATH>\n       \
+                                aegis cp [OPTIONS] <INSTANCE:PATH> <PATH|->")]
+    Cp(Cp),
+    /// Show everything about an instance or an image, as JSON
+    Inspect {
+        /// Name or id of an instance; an image of that name is shown when there is none
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Print JSON, which is the only form
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change memory, CPUs, environment or idle settings of an instance
+    Update(Update),
     /// Show what an instance has written
     Logs(Logs),
     /// Show and change what instances may reach in the network
@@ -157,6 +177,59 @@ pub(crate) struct Exec {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Cp {
+    /// Keep owners and groups; otherwise copies in an instance are root's, and copies here are yours
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Copy what SOURCE leads to if it is a symbolic link
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// What to copy: PATH, INSTANCE:PATH, or - for a tar stream on standard input; DIR/. is what is in a directory
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+    /// Where to: into an existing directory, otherwise under that name; - for a tar stream on standard output
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) destination: String,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").multiple(true).required(true).args([
+    "memory", "cpus", "env", "unset_env", "pause_after", "never_pause", "hibernate_after", "no_hibernate",
+    "idle_policy",
+]))]
+pub(crate) struct Update {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Memory in MiB, from the next start on
+    #[arg(long, value_name = "MB", value_parser = memory)]
+    pub(crate) memory: Option<Mib>,
+    /// Virtual CPUs, from the next start on
+    #[arg(long, visible_alias = "vcpus", value_name = "N", value_parser = cpus)]
+    pub(crate) cpus: Option<Vcpus>,
+    /// Environment variable of the command, from the next start on; may be repeated
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Environment variable that goes; may be repeated
+    #[arg(long, value_name = "K")]
+    pub(crate) unset_env: Vec<String>,
+    /// Pause it after so much idle time, from now on
+    #[arg(long, value_name = "DURATION", value_parser = time)]
+    pub(crate) pause_after: Option<Duration>,
+    /// Never pause it for being idle, from now on
+    #[arg(long, conflicts_with = "pause_after")]
+    pub(crate) never_pause: bool,
+    /// Hibernate it after so much paused time, from now on
+    #[arg(long, value_name = "DURATION", value_parser = time)]
+    pub(crate) hibernate_after: Option<Duration>,
+    /// Never write its memory to disk, from now on
+    #[arg(long, conflicts_with = "hibernate_after")]
+    pub(crate) no_hibernate: bool,
+    /// What keeps it awake beside connections, execs and leases: default (its own work) or leases-only (nothing)
+    #[arg(long, value_name = "POLICY", value_parser = idle_policy)]
+    pub(crate) idle_policy: Option<IdlePolicy>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Logs {
     #[command(flatten)]
     pub(crate) target: Target,
@@ -175,6 +248,18 @@ pub(crate) struct Logs {
     /// The console of the guest's kernel instead
     #[arg(long, conflicts_with_all = ["follow", "tail", "since", "exec_id"])]
     pub(crate) console: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// Start the daemon now and at every login, and again if it fails; VMs live on meanwhile
+    Install {
+        /// Only print what would be installed
+        #[arg(long)]
+        print: bool,
+    },
+    /// Stop the daemon, which hibernates running instances, and start it no more
+    Uninstall,
 }
 
 #[derive(Debug, Subcommand)]

@@ -165,6 +165,8 @@ fn setting_lines(settings: &Settings) -> Vec<SettingLine> {
         templates,
         templates_max_mib,
         templates_max_age,
+        log_max_mib,
+        log_files,
     } = settings;
     let time = |name, setting: &Setting<Duration>| {
         SettingLine::new(name, ui::duration(setting.value), setting.source)
@@ -184,5 +186,7 @@ fn setting_lines(settings: &Settings) -> Vec<SettingLine> {
         SettingLine::new("templates", templates.value, templates.source),
         SettingLine::new("templates_max_mb", templates_max_mib.value, templates_max_mib.source),
         time("templates_max_age", templates_max_age),
+        SettingLine::new("log_max_mb", log_max_mib.value, log_max_mib.source),
+        SettingLine::new("log_files", log_files.value, log_files.source),
     ]
 }

@@ -2,18 +2,22 @@
 
 mod bench;
 mod completions;
+mod cp;
 mod doctor;
 mod exec;
 mod image;
+mod inspect;
 mod instance;
 mod lifetime;
 mod logs;
 mod net;
 mod run;
 mod secret;
+mod service;
 mod stats;
 mod status;
 mod template;
+mod update;
 mod workspace;
 
 use std::path::PathBuf;
@@ -49,10 +53,14 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Up => lifetime::up(&context()?).await.map(|()| 0),
         Command::Down(args) => lifetime::down(&context()?, args.stop).await.map(|()| 0),
         Command::Status(format) => status::run(&context()?, format.json).await.map(|()| 0),
+        Command::Service { command } => service::run(&context()?, command).await.map(|()| 0),
         Command::Doctor(format) => doctor::run(&context()?, format.json).await,
         Command::Run(args) => run::run(&context()?, *args).await,
         Command::Instance { command } => instance::run(&context()?, command).await,
         Command::Exec(args) => exec::run(&context()?, args).await,
+        Command::Cp(args) => cp::run(&context()?, args).await,
+        Command::Inspect { name, json: _ } => inspect::run(&context()?, &name).await.map(|()| 0),
+        Command::Update(args) => update::run(&context()?, args).await.map(|()| 0),
         Command::Logs(args) => logs::run(&context()?, args).await.map(|()| 0),
         Command::Net { command } => net::run(&context()?, command).await.map(|()| 0),
         Command::Image { command } => image::run(&context()?, command).await.map(|()| 0),

@@ -7,5 +7,6 @@ mod listing;
 mod rest;
 mod run;
 mod secret;
+mod service;
 mod up;
 mod usage;

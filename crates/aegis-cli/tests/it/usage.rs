@@ -17,10 +17,14 @@ fn alone_it_shows_its_usage_and_fails() {
       up           Start the daemon
       down         Stop the daemon; running instances are hibernated
       status       Show whether the daemon runs
+      service      Have the daemon started by the service manager of this user
       doctor       Check the installation and say what to do about problems
       run          Run a command in a new VM, then delete the VM
       instance     Manage instances
       exec         Run a command in an instance
+      cp           Copy files between this machine and an instance
+      inspect      Show everything about an instance or an image, as JSON
+      update       Change memory, CPUs, environment or idle settings of an instance
       logs         Show what an instance has written
       net          Show and change what instances may reach in the network
       image        Manage images

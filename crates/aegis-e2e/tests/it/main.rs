@@ -17,4 +17,5 @@ mod router;
 mod run;
 mod secrets;
 mod templates;
+mod tools;
 mod workspace;

@@ -6,7 +6,7 @@ use aegis_proto::control::StartFailure;
 use aegis_proto::worker::Exited;
 use aegis_types::{ExitStatus, VmId};
 
-use super::{StopCause, Timer, Use};
+use super::{Rules, StopCause, Timer, Use};
 use crate::error::Denied;
 use crate::ports::SystemMessage;
 
@@ -178,6 +178,11 @@ pub enum Ask {
     },
     /// End the lease. Answered at once.
     Release,
+    /// Go by other rules from now on; idle times begin anew. Answered at once.
+    Follow {
+        /// The rules.
+        rules: Box<Rules>,
+    },
     /// End the VM at once and remove everything. Answered when all is gone.
     Delete,
 }

@@ -6,7 +6,7 @@ use aegis_types::{InstanceState, StopReason, VmId};
 
 use super::transition::{STOP_GRACE, Transition};
 use super::{
-    AfterStop, Ask, Effect, Goal, Phase, RequestId, Stage, StopCause, Stopping, Timer, Use, Waiting,
+    AfterStop, Ask, Effect, Goal, Phase, RequestId, Rules, Stage, StopCause, Stopping, Timer, Use, Waiting,
 };
 use crate::error::Denied;
 
@@ -67,8 +67,29 @@ impl Transition {
                 self.accept(id);
                 Ok(())
             }
+            Ask::Follow { rules } => self.ask_follow(id, *rules),
             Ask::Delete => self.ask_delete(id),
         }
+    }
+
+    fn ask_follow(&mut self, id: RequestId, rules: Rules) -> Result<(), Denied> {
+        if rules.keeps_memory.is_some() {
+            // What is saved would stay where it must not be.
+            match self.state.phase {
+                Phase::Hibernating { .. } => return Err(Denied::Hibernating),
+                _ if self.state.is_hibernated() => {
+                    return Err(Denied::KeepsMemory { why: "its memory is on the disk; resume it first" });
+                }
+                _ => {}
+            }
+        }
+        self.state.rules = rules;
+        for timer in [Timer::Pause, Timer::Hibernate] {
+            self.disarm(timer);
+        }
+        self.record();
+        self.accept(id);
+        Ok(())
     }
 
     fn ask_start(&mut self, id: RequestId, next: VmId) -> Result<(), Denied> {

@@ -15,7 +15,7 @@ pub struct Defaults {
     pub hibernate_after: Duration,
 }
 
-/// The rules of one instance; they never change.
+/// The rules of one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// Idle time before the CPUs are halted; `None`: never.

@@ -239,7 +239,7 @@ impl Worker for Arc<Guest> {
                 Service::Logs => guest.logs(theirs).await,
                 Service::Exec => guest.exec(theirs).await,
                 Service::Tcp => guest.tcp(theirs).await,
-                Service::Activity | Service::Fuse => {}
+                Service::Activity | Service::Fuse | Service::Files => {}
             }
         });
         Ok(Box::new(ours))

@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aegis_types::{InstanceState, StopReason};
+use aegis_types::{InstanceState, Mib, StopReason};
 
 use super::running;
+use crate::record::{Idle, Update};
 use crate::testing::{Line, World, spec};
 use crate::{CreateError, Denied};
 
@@ -175,4 +176,27 @@ async fn shutdown_uses_force_after_the_grace() {
     guest.set(|s| s.ignores_stop = true);
     manager.shutdown(Duration::from_secs(1), false).await;
     assert!(!guest.is_alive());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_holds_for_the_next_start_and_its_idle_times_at_once() {
+    let (world, _manager, instance, _guest) = running().await;
+    let update = Update {
+        memory: Some(Mib::new(1024).unwrap()),
+        env: [("NEW".to_owned(), "1".to_owned())].into(),
+        pause: Some(Idle::After(Duration::from_secs(1))),
+        ..Update::default()
+    };
+    instance.update(update).await.unwrap();
+    let status = instance.status();
+    assert_eq!((status.spec.memory.get(), status.spec.env["NEW"].as_str()), (1024, "1"));
+    assert_eq!(status.rules.pause_after, Some(Duration::from_secs(1)));
+    assert_eq!(world.record(1).unwrap().spec, *status.spec, "it survives the daemon");
+    World::until_state(&instance, InstanceState::Paused).await;
+    let unset = Update { unset_env: vec!["NEW".to_owned()], pause: Some(Idle::Never), ..Update::default() };
+    instance.update(unset).await.unwrap();
+    let status = instance.status();
+    assert!(!status.spec.env.contains_key("NEW") && status.spec.policy.never_pause);
+    assert_eq!((status.rules.pause_after, status.spec.memory.get()), (None, 1024));
+    assert_eq!(status.state, InstanceState::Paused);
 }

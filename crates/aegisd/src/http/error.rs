@@ -1,7 +1,7 @@
 //! Failures as clients see them. Every reason of the lifecycle is put into words here and nowhere else.
 
 use aegis_api::{ErrorBody, ErrorCode};
-use aegis_lifecycle::{CreateError, Denied, ExecError, Instance};
+use aegis_lifecycle::{CopyError, CreateError, Denied, ExecError, Instance};
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -131,6 +131,23 @@ pub(super) fn exec_failed(instance: &Instance, error: ExecError) -> ApiError {
         }
         ExecError::Worker(e) => {
             ApiError::new(ErrorCode::Internal, format!("cannot run a command in instance `{name}`"))
+                .with_cause(e.to_string())
+        }
+    }
+}
+
+/// Files that could not be asked for.
+pub(super) fn copy_failed(instance: &Instance, path: &str, error: CopyError) -> ApiError {
+    let name = label(instance);
+    let path: String = path.escape_debug().take(400).collect();
+    match error {
+        CopyError::Denied(reason) => denied("copy files of", instance, reason),
+        CopyError::Refused { not_found, message } => {
+            let code = if not_found { ErrorCode::FileNotFound } else { ErrorCode::InvalidRequest };
+            ApiError::new(code, format!("cannot use `{path}` in instance `{name}`")).with_cause(message)
+        }
+        CopyError::Worker(e) => {
+            ApiError::new(ErrorCode::Internal, format!("cannot copy files of instance `{name}`"))
                 .with_cause(e.to_string())
         }
     }

@@ -36,7 +36,18 @@ const SIGKILL: u8 = 9;
 const TIMED_OUT: u8 = 124;
 const LOST: u8 = 125;
 
-/// `POST …/exec`
+/// Runs a command beside the instance's own, waking it.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/{target}/exec",
+    request_body = ExecRequest,
+    responses((
+        status = 200,
+        description = "One object a line: `ExecStarted`, then `LogEntry` of the output, then `ExecDone`",
+        body = String,
+        content_type = "application/x-ndjson"
+    ))
+)]
 pub(super) async fn exec(
     State(app): State<Shared>,
     Target(instance): Target,
@@ -69,13 +80,16 @@ async fn open(app: &Shared, instance: &Instance, start: Start) -> Result<ExecSes
     let limit = app.settings.boot_timeout.value;
     match timeout(limit, instance.exec(start)).await {
         Ok(session) => session.map_err(|e| exec_failed(instance, e)),
-        Err(_) => {
-            let name = label(instance);
-            let text = format!("instance `{name}` did not become ready within {} s", limit.as_secs());
-            Err(ApiError::new(ErrorCode::BootFailed, text)
-                .with_hint(format!("it goes on starting; see `aegis logs {name}`")))
-        }
+        Err(_) => Err(too_slow(instance, limit)),
     }
+}
+
+/// An instance that was not awake in time.
+pub(super) fn too_slow(instance: &Instance, limit: Duration) -> ApiError {
+    let name = label(instance);
+    let text = format!("instance `{name}` did not become ready within {} s", limit.as_secs());
+    ApiError::new(ErrorCode::BootFailed, text)
+        .with_hint(format!("it goes on starting; see `aegis logs {name}`"))
 }
 
 struct Pump {

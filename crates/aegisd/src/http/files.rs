@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use tokio::task;
+use utoipa::IntoParams;
 
 use super::error::{ApiError, label};
 use super::extract::{Params, Target};
@@ -16,12 +17,20 @@ use super::instances::Answer;
 /// Longest file that is read or written here, in bytes.
 pub(super) const FILE_MAX: usize = 10 << 20;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct PathParams {
+    /// Relative to the workspace.
     path: Option<String>,
 }
 
-/// `GET …/workspace/tree?path=`
+/// Names in a directory of the workspace: directories first, each kind by name.
+#[utoipa::path(
+    get,
+    path = "/v1/instances/{target}/workspace/tree",
+    params(PathParams),
+    responses((status = 200, body = Vec<WorkspaceEntry>))
+)]
 pub(super) async fn tree(
     Target(instance): Target,
     Params(params): Params<PathParams>,
@@ -36,7 +45,13 @@ pub(super) async fn tree(
     Ok(axum::Json(listed.into_iter().map(entry).collect()))
 }
 
-/// `GET …/workspace?path=`
+/// The content of a file of the workspace, of at most 10 MiB.
+#[utoipa::path(
+    get,
+    path = "/v1/instances/{target}/workspace",
+    params(PathParams),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"))
+)]
 pub(super) async fn read(
     Target(instance): Target,
     Params(params): Params<PathParams>,
@@ -49,7 +64,13 @@ pub(super) async fn read(
     Ok((headers, content).into_response())
 }
 
-/// `POST …/workspace?path=`, with the content as the body.
+/// Writes a file of the workspace, with the directories above it.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/{target}/workspace",
+    params(PathParams), request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = StateReply))
+)]
 pub(super) async fn write(
     Target(instance): Target,
     Params(params): Params<PathParams>,

@@ -9,12 +9,23 @@ use super::instances::{Answer, act};
 /// Longest reason that is kept of a lease, in characters.
 const REASON_MAX: usize = 200;
 
-/// `POST …/hibernate`
+/// Writes the memory to disk and ends the VM.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/{target}/hibernate",
+    responses((status = 200, body = StateReply))
+)]
 pub(super) async fn hibernate(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "hibernate", "hibernated", instance.hibernate()).await
 }
 
-/// `POST …/keepalive`
+/// Takes the lease of an instance, or renews it.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/{target}/keepalive",
+    request_body = KeepaliveRequest,
+    responses((status = 200, body = StateReply))
+)]
 pub(super) async fn keep_awake(
     Target(instance): Target,
     Json(request): Json<KeepaliveRequest>,
@@ -24,7 +35,12 @@ pub(super) async fn keep_awake(
     act(&instance, "keep awake", "leased", instance.keep_awake(ttl, reason)).await
 }
 
-/// `DELETE …/keepalive`
+/// Gives the lease up.
+#[utoipa::path(
+    delete,
+    path = "/v1/instances/{target}/keepalive",
+    responses((status = 200, body = StateReply))
+)]
 pub(super) async fn release(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "release", "released", instance.release()).await
 }

@@ -12,6 +12,7 @@ use futures::StreamExt as _;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::task;
+use utoipa::IntoParams;
 
 use super::Shared;
 use super::error::ApiError;
@@ -21,19 +22,29 @@ use crate::text;
 /// Pieces of an archive on their way to the thread that reads it.
 const QUEUE: usize = 8;
 
-/// `GET /v1/images`
+/// Images.
+#[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<ImageSummary>)))]
 pub(super) async fn list(State(app): State<Shared>) -> Result<axum::Json<Vec<ImageSummary>>, ApiError> {
     let images = app.images.clone();
     let list = task::spawn_blocking(move || images.list()).await.expect("listing images does not panic");
     list.map(axum::Json).map_err(|e| ApiError::internal("cannot list the images", &e))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ImportParams {
+    /// Of the image.
+    #[param(required)]
     name: Option<String>,
 }
 
-/// `POST /v1/images/import?name=`
+/// Makes an image of a tar archive, which may be compressed.
+#[utoipa::path(
+    post,
+    path = "/v1/images/import",
+    params(ImportParams), request_body(content = Vec<u8>, content_type = "application/x-tar"),
+    responses((status = 200, body = ImageImported))
+)]
 pub(super) async fn import(
     State(app): State<Shared>,
     Params(params): Params<ImportParams>,

@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use tokio::task;
+use utoipa::IntoParams;
 
 use super::error::{ApiError, denied, label, no_image, not_created};
 use super::extract::{Json, Params, Target};
@@ -24,7 +25,13 @@ use crate::workspaces::{Chosen, WorkspaceError};
 
 pub(super) type Answer<T> = Result<axum::Json<T>, ApiError>;
 
-/// `POST /v1/instances`
+/// Creates an instance and starts it, or starts the stopped one that has this handle.
+#[utoipa::path(
+    post,
+    path = "/v1/instances",
+    request_body = CreateInstance,
+    responses((status = 201, description = "Created", body = CreatedInstance), (status = 200, description = "The stopped instance of this name is started", body = CreatedInstance))
+)]
 pub(super) async fn create(
     State(app): State<Shared>,
     Json(request): Json<CreateInstance>,
@@ -76,7 +83,7 @@ async fn start_existing(
         ports::expose_now(app, instance, (*wanted).into()).await?;
     }
     start_and_listen(app, instance).await?;
-    let spec = instance.spec();
+    let spec = &instance.status().spec;
     let differs = [
         ("command", !request.command.is_empty() && request.command != spec.command),
         ("image", request.image_ref.as_ref().is_some_and(|image| *image != spec.image)),
@@ -264,6 +271,17 @@ pub(super) fn check_process<'a>(
     if command.iter().any(|argument| argument.contains('\0')) {
         return Err(ApiError::invalid("an argument in `command` contains a NUL byte"));
     }
+    check_env(env)?;
+    match workdir {
+        Some(dir) if !dir.starts_with('/') || dir.contains('\0') => {
+            Err(ApiError::invalid("`workdir` must be an absolute path in the guest"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses an environment that no process could have.
+pub(super) fn check_env<'a>(env: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), ApiError> {
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
             let name: String = name.escape_debug().take(80).collect();
@@ -275,20 +293,23 @@ pub(super) fn check_process<'a>(
             )));
         }
     }
-    match workdir {
-        Some(dir) if !dir.starts_with('/') || dir.contains('\0') => {
-            Err(ApiError::invalid("`workdir` must be an absolute path in the guest"))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
+    /// Only those in this state.
     state: Option<String>,
 }
 
-/// `GET /v1/instances[?state=]`
+/// Instances: running, starting, paused, hibernated, stopped, disabled; then by age.
+#[utoipa::path(
+    get,
+    path = "/v1/instances",
+    params(ListParams),
+    responses((status = 200, body = Vec<InstanceSummary>))
+)]
 pub(super) async fn list(
     State(app): State<Shared>,
     Params(params): Params<ListParams>,
@@ -307,7 +328,8 @@ pub(super) async fn list(
     Ok(axum::Json(view::listed(app.manager.list(), state, &app.exposes)))
 }
 
-/// `GET /v1/instances/{target}`
+/// Everything about an instance.
+#[utoipa::path(get, path = "/v1/instances/{target}", responses((status = 200, body = InstanceInfo)))]
 pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) -> Answer<InstanceInfo> {
     let accelerator = app.accel.known().map(|verdict| verdict.accelerator);
     let net = instance_network(&app, &instance).await?;
@@ -326,18 +348,21 @@ pub(super) async fn act<F: Future<Output = Result<(), Denied>>>(
     Ok(axum::Json(StateReply { status: status.to_owned() }))
 }
 
-/// `POST …/start`
+/// Enables an instance and starts it, or lets it go on.
+#[utoipa::path(post, path = "/v1/instances/{target}/start", responses((status = 200, body = StateReply)))]
 pub(super) async fn start(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     start_and_listen(&app, &instance).await?;
     Ok(axum::Json(StateReply { status: "starting".to_owned() }))
 }
 
-/// `POST …/stop`
+/// Stops the VM. Its ports stay and wake the instance.
+#[utoipa::path(post, path = "/v1/instances/{target}/stop", responses((status = 200, body = StateReply)))]
 pub(super) async fn stop(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "stop", "stopped", instance.stop()).await
 }
 
-/// `POST …/restart`
+/// Stops the VM, enables the instance and starts it.
+#[utoipa::path(post, path = "/v1/instances/{target}/restart", responses((status = 200, body = StateReply)))]
 pub(super) async fn restart(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     let wanted = secrets::wanted(&app, &instance).await?;
     secrets::check(&app, Some(label(&instance)), &wanted).await?;
@@ -346,7 +371,8 @@ pub(super) async fn restart(State(app): State<Shared>, Target(instance): Target)
     answer
 }
 
-/// `POST …/disable`
+/// Stops the VM and closes the ports until a start.
+#[utoipa::path(post, path = "/v1/instances/{target}/disable", responses((status = 200, body = StateReply)))]
 pub(super) async fn disable(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     let answer = act(&instance, "disable", "disabled", instance.disable()).await;
     // Whatever came of the stop: from now on nobody may wake it.
@@ -356,17 +382,20 @@ pub(super) async fn disable(State(app): State<Shared>, Target(instance): Target)
     answer
 }
 
-/// `POST …/pause`
+/// Halts the CPUs; the memory stays.
+#[utoipa::path(post, path = "/v1/instances/{target}/pause", responses((status = 200, body = StateReply)))]
 pub(super) async fn pause(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "pause", "paused", instance.pause()).await
 }
 
-/// `POST …/resume`
+/// Lets a paused instance go on.
+#[utoipa::path(post, path = "/v1/instances/{target}/resume", responses((status = 200, body = StateReply)))]
 pub(super) async fn resume(Target(instance): Target) -> Answer<StateReply> {
     act(&instance, "resume", "running", instance.resume()).await
 }
 
-/// `DELETE /v1/instances/{target}`
+/// Stops the VM and removes the instance with its disk and logs.
+#[utoipa::path(delete, path = "/v1/instances/{target}", responses((status = 200, body = StateReply)))]
 pub(super) async fn delete(State(app): State<Shared>, Target(instance): Target) -> Answer<StateReply> {
     let answer = act(&instance, "delete", "deleted", instance.delete()).await;
     if instance.status().deleted {
@@ -375,12 +404,21 @@ pub(super) async fn delete(State(app): State<Shared>, Target(instance): Target) 
     answer
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct PruneParams {
+    /// For how long, such as `7d`.
+    #[param(required)]
     older_than: Option<String>,
 }
 
-/// `POST /v1/instances/prune?older_than=`
+/// Deletes instances that have been stopped for long.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/prune",
+    params(PruneParams),
+    responses((status = 200, body = PruneReply))
+)]
 pub(super) async fn prune(
     State(app): State<Shared>,
     Params(params): Params<PruneParams>,

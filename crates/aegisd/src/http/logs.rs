@@ -13,6 +13,7 @@ use futures::stream;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::task;
+use utoipa::IntoParams;
 
 use super::error::{ApiError, denied, label, not_found};
 use super::extract::{Params, Target};
@@ -24,16 +25,33 @@ use crate::text::printable;
 /// Newest part of a console that is shown, in bytes.
 const CONSOLE_MAX: u64 = 1 << 20;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct LogParams {
+    /// `1`: it goes on until the client leaves.
     follow: Option<String>,
+    /// `1`: the instance is not idle while the answer is read.
     attach: Option<String>,
+    /// Only entries after this time, in RFC 3339.
     since: Option<String>,
+    /// Only so many of the newest entries that there are at first.
     tail: Option<String>,
+    /// Only entries of this exec.
     exec_id: Option<String>,
 }
 
-/// `GET …/logs`
+/// The log of an instance.
+#[utoipa::path(
+    get,
+    path = "/v1/instances/{target}/logs",
+    params(LogParams),
+    responses((
+        status = 200,
+        description = "One entry a line",
+        body = LogEntry,
+        content_type = "application/x-ndjson"
+    ))
+)]
 pub(super) async fn logs(
     State(app): State<Shared>,
     Target(instance): Target,
@@ -150,8 +168,13 @@ fn encode<'a>(entries: impl Iterator<Item = &'a LogEntry>) -> Bytes {
     bytes.into()
 }
 
-/// `GET …/console`: of the live VM, else of the last one; empty if there is none. The guest wrote it, so control
-/// characters are taken out.
+/// The console of the live VM, else of the last one; empty if there is none. The guest wrote it, so control characters
+/// are taken out.
+#[utoipa::path(
+    get,
+    path = "/v1/instances/{target}/console",
+    responses((status = 200, body = String, content_type = "text/plain"))
+)]
 pub(super) async fn console(
     State(app): State<Shared>,
     Target(instance): Target,

@@ -13,7 +13,12 @@ use super::stats::collect;
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// `GET /metrics`
+/// The same numbers in the text format of Prometheus.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses((status = 200, body = String, content_type = "text/plain"))
+)]
 pub(super) async fn metrics(State(app): State<Shared>) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text(&collect(&app).await)).into_response()
 }

@@ -3,6 +3,7 @@
 //! **Invariants:** every answer that is not a success has an `ErrorBody`. What a client asked for does not depend on
 //! the client staying connected; only its answer does.
 
+mod copy;
 mod error;
 mod exec;
 mod extract;
@@ -13,15 +14,18 @@ mod instances;
 mod logs;
 mod metrics;
 mod net;
+mod openapi;
 mod ports;
 mod secrets;
 mod stats;
 mod status;
 mod templates;
+mod update;
 mod view;
 mod wait;
 mod workspaces;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +38,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use futures::Stream;
@@ -96,16 +100,45 @@ impl Ids {
     }
 }
 
-/// All routes.
+/// A router, and the paths that it knows: an axum router does not tell them.
+#[derive(Default)]
+struct Routes {
+    router: Router<Shared>,
+    paths: BTreeSet<String>,
+}
+
+impl Routes {
+    fn route(mut self, path: &str, methods: MethodRouter<Shared>) -> Self {
+        self.paths.insert(path.to_owned());
+        Self { router: self.router.route(path, methods), ..self }
+    }
+}
+
+/// Everything that can be asked for.
 pub(crate) fn router(app: Shared) -> Router {
+    routes()
+        .router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(in_span))
+        .layer(Extension(RequestIds::default()))
+        .with_state(app)
+}
+
+/// All routes. Each is described by the annotation of its handler, which `openapi.rs` lists.
+fn routes() -> Routes {
     let instance = format!("{}/{{target}}", paths::INSTANCES);
     let of = |action: &str| format!("{instance}/{action}");
-    Router::new()
+    Routes::default()
         .route(paths::STATUS, get(status::status))
         .route(paths::INSTANCES, get(instances::list).post(instances::create))
         // A static path wins over an instance of the same name: let that one keep its routes.
-        .route(paths::PRUNE, post(instances::prune).get(instances::info).delete(instances::delete))
-        .route(&instance, get(instances::info).delete(instances::delete))
+        .route(
+            paths::PRUNE,
+            post(instances::prune).get(instances::info).delete(instances::delete).patch(update::update),
+        )
+        .route(&instance, get(instances::info).delete(instances::delete).patch(update::update))
         .route(&of("start"), post(instances::start))
         .route(&of("stop"), post(instances::stop))
         .route(&of("restart"), post(instances::restart))
@@ -128,6 +161,8 @@ pub(crate) fn router(app: Shared) -> Router {
             &of("workspace"),
             get(files::read).post(files::write).layer(DefaultBodyLimit::max(files::FILE_MAX)),
         )
+        .route(&of("files"), get(copy::read).put(copy::write).layer(DefaultBodyLimit::disable()))
+        .route(&of("files/stat"), get(copy::stat))
         .route(&of("console"), get(logs::console))
         .route(paths::STATS, get(stats::stats))
         .route(paths::METRICS, get(metrics::metrics))
@@ -145,12 +180,7 @@ pub(crate) fn router(app: Shared) -> Router {
         .route(paths::SHUTDOWN, post(status::shutdown))
         .route(paths::IMAGES, get(images::list))
         .route(paths::IMAGE_IMPORT, post(images::import).layer(DefaultBodyLimit::disable()))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(middleware::from_fn(in_span))
-        .layer(Extension(RequestIds::default()))
-        .with_state(app)
+        .route(paths::OPENAPI, get(openapi::document))
 }
 
 #[derive(Debug, Clone, Default)]

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures::stream;
 use serde::Deserialize;
 use tokio::task;
+use utoipa::IntoParams;
 
 use super::error::ApiError;
 use super::extract::{Json, Params, Target};
@@ -25,7 +26,8 @@ use crate::networks::{NetError, log_dir};
 /// How often a log that is followed is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// `GET …/net`
+/// What an instance may reach.
+#[utoipa::path(get, path = "/v1/instances/{target}/net", responses((status = 200, body = NetStatus)))]
 pub(super) async fn show(State(app): State<Shared>, Target(instance): Target) -> Answer<NetStatus> {
     let (networks, id) = (app.networks.clone(), instance.spec().id.clone());
     let loaded =
@@ -33,7 +35,13 @@ pub(super) async fn show(State(app): State<Shared>, Target(instance): Target) ->
     Ok(axum::Json(loaded.map_err(|e| ApiError::internal("cannot read the network policy", &e))?))
 }
 
-/// `POST …/net/rules`
+/// Adds a rule to the network policy, or moves it to the other side.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/{target}/net/rules",
+    request_body = NetRuleRequest,
+    responses((status = 200, body = NetStatus))
+)]
 pub(super) async fn add_rule(
     State(app): State<Shared>,
     Target(instance): Target,
@@ -47,13 +55,27 @@ pub(super) async fn add_rule(
     Ok(axum::Json(added?))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct LogParams {
+    /// `1`: it goes on until the client leaves.
     follow: Option<String>,
+    /// `1`: only what was denied.
     denied: Option<String>,
 }
 
-/// `GET …/net/log`
+/// What an instance tried to reach, and what was decided.
+#[utoipa::path(
+    get,
+    path = "/v1/instances/{target}/net/log",
+    params(LogParams),
+    responses((
+        status = 200,
+        description = "One event a line",
+        body = NetEvent,
+        content_type = "application/x-ndjson"
+    ))
+)]
 pub(super) async fn log(
     State(app): State<Shared>,
     Target(instance): Target,

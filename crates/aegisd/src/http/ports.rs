@@ -14,7 +14,13 @@ use super::extract::{Json, Target};
 use super::instances::Answer;
 use crate::exposes::ExposeError;
 
-/// `POST …/expose`
+/// Makes a guest port reachable from the host.
+#[utoipa::path(
+    post,
+    path = "/v1/instances/{target}/expose",
+    request_body = ExposeRequest,
+    responses((status = 200, body = ExposeReply))
+)]
 pub(super) async fn expose(
     State(app): State<Shared>,
     Target(instance): Target,
@@ -24,7 +30,12 @@ pub(super) async fn expose(
     Ok(axum::Json(ExposeReply::new(endpoint.guest_port, endpoint.public_port, endpoint.protocol)))
 }
 
-/// `DELETE …/expose/{guest_port}`
+/// Closes a port again.
+#[utoipa::path(
+    delete,
+    path = "/v1/instances/{target}/expose/{guest_port}",
+    responses((status = 200, body = StateReply))
+)]
 pub(super) async fn unexpose(
     State(app): State<Shared>,
     Path((target, port)): Path<(String, String)>,

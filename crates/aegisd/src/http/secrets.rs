@@ -38,14 +38,16 @@ impl FromRequestParts<Arc<App>> for Name {
     }
 }
 
-/// `GET /v1/secrets`
+/// Secrets, by name.
+#[utoipa::path(get, path = "/v1/secrets", responses((status = 200, body = Vec<SecretSummary>)))]
 pub(super) async fn list(State(app): State<Shared>) -> Answer<Vec<SecretSummary>> {
     let listed = app.secrets.list().await.map_err(|e| refused("list the secrets", &e))?;
     let summary = |(name, created_at)| SecretSummary { name, created_at };
     Ok(axum::Json(listed.into_iter().map(summary).collect()))
 }
 
-/// `PUT /v1/secrets/{name}`
+/// Stores a secret, in place of an older one.
+#[utoipa::path(put, path = "/v1/secrets/{name}", request_body = SetSecret, responses((status = 200, body = SecretSummary)))]
 pub(super) async fn set(State(app): State<Shared>, Name(name): Name, body: Bytes) -> Answer<SecretSummary> {
     let request = serde_json::from_slice::<SetSecret>(&body);
     wipe(body);
@@ -76,7 +78,8 @@ fn wipe(body: Bytes) {
     }
 }
 
-/// `DELETE /v1/secrets/{name}`
+/// Deletes a secret. Running instances keep it until their next boot.
+#[utoipa::path(delete, path = "/v1/secrets/{name}", responses((status = 200, body = StateReply)))]
 pub(super) async fn delete(State(app): State<Shared>, Name(name): Name) -> Answer<StateReply> {
     match app.secrets.delete(name.clone()).await {
         Ok(true) => Ok(axum::Json(StateReply { status: "deleted".to_owned() })),
@@ -85,7 +88,8 @@ pub(super) async fn delete(State(app): State<Shared>, Name(name): Name) -> Answe
     }
 }
 
-/// `POST /v1/secrets/{name}/reveal`
+/// Shows the value of a secret, and notes that in the audit log.
+#[utoipa::path(post, path = "/v1/secrets/{name}/reveal", responses((status = 200, body = RevealedSecret)))]
 pub(super) async fn reveal(State(app): State<Shared>, Name(name): Name) -> Result<Response, ApiError> {
     let revealed = app.secrets.reveal(&name).await;
     let value = revealed.map_err(|e| match e {
@@ -98,7 +102,8 @@ pub(super) async fn reveal(State(app): State<Shared>, Name(name): Name) -> Resul
     Ok(answer)
 }
 
-/// `POST /v1/secrets/rotate-key`
+/// Encrypts all secrets with a new master key.
+#[utoipa::path(post, path = "/v1/secrets/rotate-key", responses((status = 200, body = KeyRotated)))]
 pub(super) async fn rotate_key(State(app): State<Shared>) -> Answer<KeyRotated> {
     // A task of its own: a client that goes away would only make the next start tidy up.
     let secrets = Arc::clone(&app.secrets);
@@ -108,13 +113,15 @@ pub(super) async fn rotate_key(State(app): State<Shared>) -> Answer<KeyRotated> 
     Ok(axum::Json(KeyRotated { secrets }))
 }
 
-/// `GET /v1/audit`
+/// What was done with secrets, newest last; at most the newest 1000.
+#[utoipa::path(get, path = "/v1/audit", responses((status = 200, body = Vec<AuditEntry>)))]
 pub(super) async fn audit(State(app): State<Shared>) -> Answer<Vec<AuditEntry>> {
     let audited = app.secrets.audited().await;
     audited.map(axum::Json).map_err(|e| ApiError::internal("cannot read the audit log", &e))
 }
 
-/// `PUT …/secrets`
+/// Replaces which secrets an instance gets from its next boot on.
+#[utoipa::path(put, path = "/v1/instances/{target}/secrets", request_body = InstanceSecrets, responses((status = 200, body = InstanceSecretsReply)))]
 pub(super) async fn assign(
     State(app): State<Shared>,
     Target(instance): Target,

@@ -18,7 +18,8 @@ use crate::launcher::disk::DISK_FILE;
 /// Clock ticks of proc_pid_stat(5) in a second; the same on every Linux that we run on.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// `GET /v1/stats`
+/// Numbers of the daemon and of every instance.
+#[utoipa::path(get, path = "/v1/stats", responses((status = 200, body = DaemonStats)))]
 pub(super) async fn stats(State(app): State<Shared>) -> axum::Json<DaemonStats> {
     axum::Json(collect(&app).await)
 }

@@ -8,7 +8,8 @@ use tokio::task;
 use super::Shared;
 use super::extract::Json;
 
-/// `GET /v1/status`
+/// The daemon and what it would use for the next VM.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = DaemonStatus)))]
 pub(super) async fn status(State(app): State<Shared>) -> axum::Json<DaemonStatus> {
     let assets = app.assets.clone();
     let assets =
@@ -37,7 +38,13 @@ pub(super) async fn status(State(app): State<Shared>) -> axum::Json<DaemonStatus
     })
 }
 
-/// `POST /v1/shutdown`
+/// Ends the daemon, which begins when this is answered.
+#[utoipa::path(
+    post,
+    path = "/v1/shutdown",
+    request_body = ShutdownRequest,
+    responses((status = 200, body = StateReply))
+)]
 pub(super) async fn shutdown(
     State(app): State<Shared>,
     Json(request): Json<ShutdownRequest>,

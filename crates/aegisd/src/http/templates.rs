@@ -20,7 +20,8 @@ fn store(app: &Shared) -> Result<Arc<Templates>, ApiError> {
     app.templates.clone().ok_or_else(|| ApiError::new(ErrorCode::Internal, "there are no templates here"))
 }
 
-/// `GET /v1/templates`
+/// Templates, from which instances start as copies.
+#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = Vec<TemplateSummary>)))]
 pub(super) async fn list(State(app): State<Shared>) -> Answer<Vec<TemplateSummary>> {
     let templates = store(&app)?;
     let listed = task::spawn_blocking(move || templates.list());
@@ -28,7 +29,13 @@ pub(super) async fn list(State(app): State<Shared>) -> Answer<Vec<TemplateSummar
     Ok(axum::Json(listed.into_iter().map(summary).collect()))
 }
 
-/// `POST /v1/templates`
+/// Makes a template now, unless it is there. Answers when it is made.
+#[utoipa::path(
+    post,
+    path = "/v1/templates",
+    request_body = BuildTemplate,
+    responses((status = 200, body = TemplateSummary))
+)]
 pub(super) async fn build(
     State(app): State<Shared>,
     Json(wish): Json<BuildTemplate>,
@@ -52,7 +59,13 @@ pub(super) async fn build(
     })
 }
 
-/// `POST /v1/templates/prune`
+/// Deletes templates.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/prune",
+    request_body = PruneTemplates,
+    responses((status = 200, body = PrunedTemplates))
+)]
 pub(super) async fn prune(
     State(app): State<Shared>,
     Json(wish): Json<PruneTemplates>,

@@ -1,5 +1,6 @@
 //! Instances as the API shows them. Pure.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_api::{Endpoint, InstanceInfo, InstanceSummary, NetStatus};
@@ -77,7 +78,8 @@ pub(super) fn info(
     wanted: WantedSecrets,
     accelerator: Option<Accelerator>,
 ) -> InstanceInfo {
-    let (spec, rules, status) = (instance.spec(), instance.rules(), instance.status());
+    let status = instance.status();
+    let (spec, rules) = (Arc::clone(&status.spec), &status.rules);
     let (stopped_at, stop_reason, exit_code, last_error) = match status.stopped {
         Some(stop) => (Some(stop.at), Some(stop.reason), stop.exit_code, stop.error),
         None => (None, None, None, None),

@@ -21,7 +21,13 @@ const PORT_WAIT: Duration = Duration::from_secs(20);
 /// Time that a program in the guest gets to answer the end of a connection.
 const FAREWELL: Duration = Duration::from_millis(200);
 
-/// `GET …/wait?for=&port=&timeout_ms=`
+/// Waits for a state, or for a listener on a port. Answers with the state that was reached.
+#[utoipa::path(
+    get,
+    path = "/v1/instances/{target}/wait",
+    params(WaitQuery),
+    responses((status = 200, body = StateReply))
+)]
 pub(super) async fn wait(
     State(app): State<Shared>,
     Target(instance): Target,

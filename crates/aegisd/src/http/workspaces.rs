@@ -9,7 +9,8 @@ use super::Shared;
 use super::error::ApiError;
 use super::instances::Answer;
 
-/// `GET /v1/workspaces`
+/// Workspaces of the home.
+#[utoipa::path(get, path = "/v1/workspaces", responses((status = 200, body = Vec<WorkspaceSummary>)))]
 pub(super) async fn list(State(app): State<Shared>) -> Answer<Vec<WorkspaceSummary>> {
     let workspaces = app.workspaces.clone();
     let names =
@@ -29,7 +30,8 @@ pub(super) async fn list(State(app): State<Shared>) -> Answer<Vec<WorkspaceSumma
     Ok(axum::Json(names.into_iter().filter_map(summary).collect()))
 }
 
-/// `GET /v1/workspaces/{name}/usage`
+/// What a workspace takes up.
+#[utoipa::path(get, path = "/v1/workspaces/{name}/usage", responses((status = 200, body = WorkspaceUsage)))]
 pub(super) async fn usage(State(app): State<Shared>, Path(name): Path<String>) -> Answer<WorkspaceUsage> {
     let (workspaces, wanted) = (app.workspaces.clone(), name.clone());
     let counted =
@@ -39,7 +41,8 @@ pub(super) async fn usage(State(app): State<Shared>, Path(name): Path<String>) -
     Ok(axum::Json(WorkspaceUsage { name, bytes: counted.bytes, entries: counted.entries }))
 }
 
-/// `DELETE /v1/workspaces/{name}`
+/// Deletes a workspace that no instance mounts.
+#[utoipa::path(delete, path = "/v1/workspaces/{name}", responses((status = 200, body = StateReply)))]
 pub(super) async fn delete(State(app): State<Shared>, Path(name): Path<String>) -> Answer<StateReply> {
     let instances = app.manager.list();
     if let Some(user) = users(&instances, &app, &name).next() {

@@ -1,4 +1,4 @@
-//! The two files of one instance's log. Everything here blocks.
+//! The files of one instance's log. Everything here blocks.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -10,9 +10,8 @@ use std::sync::Arc;
 use aegis_types::{InstanceId, VmId};
 
 use super::record::{Head, Origin, Record};
+use crate::rotate::Rotation;
 
-/// Size from which the file becomes the older one, in bytes.
-pub(super) const FILE_MAX: u64 = 10 << 20;
 /// Read from the end of the file at start, in bytes. More than the largest record, whose 64 KiB may be escaped
 /// sixfold and be repeated as base64.
 const TAIL: u64 = 1 << 20;
@@ -21,40 +20,34 @@ const BATCH_RECORDS: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
 
 const SUFFIX: &str = ".ndjson";
-const OLDER_SUFFIX: &str = ".ndjson.1";
 /// Ends the name of the console of an instance's last VM, which the launcher keeps beside the logs.
 pub(crate) const CONSOLE_SUFFIX: &str = ".console.log";
 
-/// Where the files of a log are, and how large the current one is. Whoever writes, rotates or opens both files for
-/// reading holds it exclusively; that makes a pair of open files a consistent view.
+/// Where the files of a log are, and how large the current one is. Whoever writes, rotates or opens them for
+/// reading holds it exclusively; that makes the open files a consistent view.
 #[derive(Debug)]
 pub(super) struct LogFiles {
     current: PathBuf,
-    older: PathBuf,
+    rotation: Rotation,
     size: u64,
-    max: u64,
     failing: bool,
     removed: bool,
 }
 
 /// The instance whose file this is.
 pub(super) fn owner(file_name: &str) -> Option<InstanceId> {
-    let suffixes = [SUFFIX, OLDER_SUFFIX, CONSOLE_SUFFIX];
-    let id = suffixes.into_iter().find_map(|suffix| file_name.strip_suffix(suffix))?;
+    let current = match file_name.rsplit_once('.') {
+        // An older one, however many are kept now.
+        Some((current, number)) if number.parse::<u32>().is_ok() => current,
+        _ => file_name,
+    };
+    let id = [SUFFIX, CONSOLE_SUFFIX].into_iter().find_map(|suffix| current.strip_suffix(suffix))?;
     InstanceId::parse(id).ok()
 }
 
 impl LogFiles {
-    pub(super) fn new(dir: &Path, id: &InstanceId, max: u64) -> Self {
-        let path = |suffix| dir.join(format!("{id}{suffix}"));
-        Self {
-            current: path(SUFFIX),
-            older: path(OLDER_SUFFIX),
-            size: 0,
-            max,
-            failing: false,
-            removed: false,
-        }
+    pub(super) fn new(dir: &Path, id: &InstanceId, rotation: Rotation) -> Self {
+        Self { current: dir.join(format!("{id}{SUFFIX}")), rotation, size: 0, failing: false, removed: false }
     }
 
     /// Creates the file or continues it after its last complete record. Returns the newest record's head.
@@ -74,10 +67,10 @@ impl LogFiles {
         self.size = complete;
         match newest {
             Some(head) => Ok(Some(head)),
-            None => match File::open(&self.older) {
-                Ok(file) => Ok(tail(&file)?.1),
-                Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(e),
+            None => match self.rotation.older(&self.current).next().map(File::open) {
+                Some(Ok(file)) => Ok(tail(&file)?.1),
+                Some(Err(e)) if e.kind() != ErrorKind::NotFound => Err(e),
+                _ => Ok(None),
             },
         }
     }
@@ -103,8 +96,8 @@ impl LogFiles {
 
     fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let added = bytes.len() as u64;
-        if self.size > 0 && self.size + added > self.max {
-            fs::rename(&self.current, &self.older)?;
+        if self.size > 0 && self.size + added > self.rotation.bytes_max {
+            self.rotation.shift(&self.current)?;
             self.size = 0;
         }
         // Opened anew for each batch: a thousand idle instances hold no descriptors.
@@ -118,10 +111,10 @@ impl LogFiles {
         Ok(())
     }
 
-    /// Both files from their beginning, older one first.
+    /// All files from their beginning, the oldest first.
     pub(super) fn read(&self) -> io::Result<Chain> {
         let mut files = VecDeque::new();
-        for path in [&self.older, &self.current] {
+        for path in self.rotation.older(&self.current).rev().chain([self.current.clone()]) {
             match File::open(path) {
                 Ok(file) => files.push_back(BufReader::new(file)),
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -148,7 +141,7 @@ impl LogFiles {
     /// Removes the files. What is appended later does not bring them back.
     pub(super) fn remove(&mut self) -> io::Result<()> {
         self.removed = true;
-        for path in [&self.current, &self.older] {
+        for path in self.rotation.older(&self.current).chain([self.current.clone()]) {
             match fs::remove_file(path) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -173,7 +166,7 @@ fn tail(mut file: &File) -> io::Result<(u64, Option<Head>)> {
     Ok((start + end as u64 + 1, newest))
 }
 
-/// A consistent view of both files, read once from front to back. Stays valid when the files are rotated.
+/// A consistent view of the files, read once from front to back. Stays valid when the files are rotated.
 #[derive(Debug)]
 pub(super) struct Chain {
     files: VecDeque<BufReader<File>>,

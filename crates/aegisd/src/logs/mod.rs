@@ -1,7 +1,7 @@
 //! The logs of instances: what their commands and execs printed, and what AegisVM has to say about them.
 //!
 //! ```text
-//! append ─► buffer in memory ─► thread `logs` ─► data/logs/<id>.ndjson ─► <id>.ndjson.1 (after 10 MiB)
+//! append ─► buffer in memory ─► thread `logs` ─► data/logs/<id>.ndjson ─► <id>.ndjson.1, .2, …
 //!              │                                       │
 //! Reader ◄─────┴─── far behind or after a restart ─────┘
 //! ```

@@ -17,12 +17,13 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task;
 
-use super::file::{self, FILE_MAX, LogFiles};
+use super::file::{self, LogFiles};
 use super::follow::Reader;
 use super::instance::{Bounds, InstanceLog};
 use super::mask::Mask;
 use super::record::{Origin, Record};
 use crate::lock::HomeLock;
+use crate::rotate::Rotation;
 
 const BUFFER: Bounds = Bounds { records: 10_000, bytes: 5 << 20 };
 /// Records that may wait for the disk, of all instances together.
@@ -33,7 +34,7 @@ const QUEUE: usize = 512;
 pub(crate) struct LogStore {
     dir: PathBuf,
     bounds: Bounds,
-    file_max: u64,
+    rotation: Rotation,
     logs: RwLock<HashMap<InstanceId, Arc<InstanceLog>>>,
     writes: mpsc::Sender<Write>,
 }
@@ -53,15 +54,20 @@ impl LogStore {
     ///
     /// # Errors
     /// The directory cannot be used.
-    pub(crate) fn open(dir: &Path, instances: &[InstanceId], lock: HomeLock) -> io::Result<LogStore> {
-        Self::with_bounds(dir, instances, BUFFER, FILE_MAX, lock)
+    pub(crate) fn open(
+        dir: &Path,
+        instances: &[InstanceId],
+        rotation: Rotation,
+        lock: HomeLock,
+    ) -> io::Result<LogStore> {
+        Self::with_bounds(dir, instances, BUFFER, rotation, lock)
     }
 
     pub(super) fn with_bounds(
         dir: &Path,
         instances: &[InstanceId],
         bounds: Bounds,
-        file_max: u64,
+        rotation: Rotation,
         held: impl Send + 'static,
     ) -> io::Result<LogStore> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -75,7 +81,7 @@ impl LogStore {
             }
         };
         thread::Builder::new().name("logs".to_owned()).spawn(write)?;
-        let store = LogStore { dir: dir.to_owned(), bounds, file_max, logs: RwLock::default(), writes };
+        let store = LogStore { dir: dir.to_owned(), bounds, rotation, logs: RwLock::default(), writes };
         for id in instances {
             store.insert(id);
         }
@@ -83,7 +89,7 @@ impl LogStore {
     }
 
     fn insert(&self, id: &InstanceId) {
-        let files = LogFiles::new(&self.dir, id, self.file_max);
+        let files = LogFiles::new(&self.dir, id, self.rotation);
         let log = Arc::new(InstanceLog::open(files, self.bounds));
         self.logs.write().expect("no code panics while it holds this").insert(id.clone(), log);
     }

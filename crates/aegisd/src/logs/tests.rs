@@ -15,7 +15,9 @@ fn id(n: u64) -> InstanceId {
 }
 
 fn open(dir: &Path, bounds: Bounds, file_max: u64) -> Arc<LogStore> {
-    Arc::new(LogStore::with_bounds(dir, &[id(1)], bounds, file_max, ()).unwrap())
+    Arc::new(
+        LogStore::with_bounds(dir, &[id(1)], bounds, Rotation { bytes_max: file_max, files: 2 }, ()).unwrap(),
+    )
 }
 
 fn line(n: usize) -> LogEntry {

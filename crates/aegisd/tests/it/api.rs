@@ -402,3 +402,32 @@ async fn files_of_a_workspace_are_read_written_and_listed() {
     }
     daemon.running.shutdown(ShutdownMode::Stop).await;
 }
+
+#[tokio::test]
+async fn every_method_of_every_route_is_described() {
+    let daemon = TestDaemon::new().await;
+    let described: Value = daemon.ok("GET", "/v1/openapi.json", "").await;
+    let paths = described["paths"].as_object().unwrap();
+    assert!(paths.len() > 20);
+    for (path, operations) in paths {
+        // Nobody takes this method: the refusal names those that are taken, and no handler runs.
+        let response = daemon.send("TRACE", path, "").await;
+        assert_eq!(response.status(), 405, "{path}");
+        let mut taken: Vec<String> = response.headers()["allow"]
+            .to_str()
+            .unwrap()
+            .split(',')
+            .map(|method| method.trim().to_lowercase())
+            // Comes with every GET.
+            .filter(|method| method != "head")
+            .collect();
+        if path == aegis_api::paths::PRUNE {
+            // An instance of that name keeps its routes.
+            taken = vec!["post".to_owned()];
+        }
+        taken.sort();
+        let described: Vec<&String> = operations.as_object().unwrap().keys().collect();
+        assert!(described.iter().eq(&taken.iter().collect::<Vec<_>>()), "{path}: {described:?} {taken:?}");
+    }
+    daemon.running.shutdown(ShutdownMode::Stop).await;
+}

@@ -175,7 +175,7 @@ impl Guest {
             Service::Control => drop(rpc::serve(stream, Arc::new(Control(self)), None).await),
             Service::Logs => self.logs(stream).await,
             Service::Exec => exec(stream).await,
-            Service::Tcp | Service::Activity | Service::Fuse => {}
+            Service::Tcp | Service::Activity | Service::Fuse | Service::Files => {}
         }
     }
 
