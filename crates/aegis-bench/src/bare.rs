@@ -71,10 +71,19 @@ pub(crate) async fn start(
 ) -> Result<Answers, BenchError> {
     let start = Instant::now();
     let vm = qemu.boot(spec, from).await?;
+    mount_nothing(vm.as_ref());
     let answers = tokio::time::timeout(DEADLINE, talk(vm.as_ref(), start, until)).await;
     vm.kill();
     vm.exited().await;
     answers.map_err(|_| BenchError::Failed(format!("the bare VM did not answer within {DEADLINE:?}")))?
+}
+
+/// Answers the VMM for the disk with the content of mounted files, of which there are none: it does not start before.
+pub(crate) fn mount_nothing(vm: &dyn Vm) {
+    if let Some(stream) = vm.content() {
+        // It ends with the VMM.
+        std::thread::spawn(move || aegis_fs::serve_content(&stream, &[]));
+    }
 }
 
 fn hello(network: Option<GuestNetwork>) -> Result<Hello, BenchError> {

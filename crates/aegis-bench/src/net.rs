@@ -130,6 +130,7 @@ async fn guest(
     let command = ["python3", "-SE", "-c", CLIENT].map(str::to_owned).into_iter().chain(arguments).collect();
     let process = Process { command, env: BTreeMap::new(), workdir: None };
     let vm = Qemu::new().boot(spec, Start::Boot).await?;
+    bare::mount_nothing(vm.as_ref());
     let mut serving = JoinSet::new();
     if let Some(setup) = setup
         && let Some(link) = vm.ethernet()
