@@ -1,6 +1,7 @@
 //! Real VMs through the programs that users run. Names that start with `smoke` also run as an unprivileged user.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod bench;
 mod boot;
 mod crash;
 mod crash_rest;
