@@ -87,6 +87,8 @@ impl Remote {
             stream.read_line(&mut line).await?;
             perform(serde_json::from_str(&line)?);
             stream.write_all(b".").await?;
+            // A machine that was ended must not hear what is meant for the next one.
+            tokio::task::yield_now().await;
         }
     }
 }

@@ -186,7 +186,8 @@ async fn a_boot_that_failed_while_nobody_watched_is_known() {
     host.up().await;
     let info = host.info(&id).await;
     assert_eq!((info.state, info.stop_reason), (InstanceState::Stopped, Some(StopReason::BootFailed)));
-    assert!(info.last_error.unwrap().contains("second"));
+    let error = info.last_error.unwrap();
+    assert!(error.contains("second"), "{error}");
     host.end().await;
 }
 
