@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::driver::Grant;
 use crate::error::{ExecError, ExecLost};
+use crate::guest_frames::{next_frame, violation};
 use crate::ports::WorkerError;
 use crate::text;
 
@@ -114,13 +115,7 @@ impl ExecEvents {
     }
 
     async fn read(&mut self) -> Result<ExecEvent, ExecLost> {
-        let violation = |e: &FrameError| ExecLost::Violation(text::bounded(&e.to_string()));
-        let frame = match self.frames.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return Err(ExecLost::Ended("the guest closed it".to_owned())),
-            Err(FramesError::Violation(e)) => return Err(violation(&e)),
-            Err(e @ FramesError::Io(_)) => return Err(ExecLost::Ended(text::chain(&e))),
-        };
+        let frame = next_frame(&mut self.frames).await?;
         let event = ExecEvent::from_frame(frame).map_err(|e| violation(&e))?;
         let starts = matches!(event, ExecEvent::Started(_) | ExecEvent::Refused(_));
         if starts == (self.expect == Expect::Start) {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use aegis_link::Carrier;
 use aegis_link::frames::{FrameReader, FramesError, write_frame};
 use aegis_proto::files::{Answer, DATA_MAX, Piece, Request};
-use aegis_proto::frame::FrameError;
 use aegis_types::{CopyReport, FileStat, PROBLEMS_MAX};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
@@ -16,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::driver::Grant;
 use crate::error::{CopyError, ExecLost};
+use crate::guest_frames::{next_frame, violation};
 use crate::ports::WorkerError;
 use crate::text;
 
@@ -102,13 +102,7 @@ impl FromGuest {
     }
 
     async fn read(&mut self) -> Result<FilePiece, ExecLost> {
-        let violation = |e: &FrameError| ExecLost::Violation(text::bounded(&e.to_string()));
-        let frame = match self.frames.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return Err(ExecLost::Ended("the guest closed it".to_owned())),
-            Err(FramesError::Violation(e)) => return Err(violation(&e)),
-            Err(e @ FramesError::Io(_)) => return Err(ExecLost::Ended(text::chain(&e))),
-        };
+        let frame = next_frame(&mut self.frames).await?;
         match Piece::from_frame(frame).map_err(|e| violation(&e))? {
             Piece::Data(bytes) => Ok(FilePiece::Data(bytes)),
             Piece::Report(report) => Ok(FilePiece::Report(bounded(report))),

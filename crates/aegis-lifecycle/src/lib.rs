@@ -17,6 +17,7 @@ mod error;
 mod exec;
 mod family;
 mod files;
+mod guest_frames;
 mod instance;
 mod logs;
 mod manager;

@@ -237,7 +237,7 @@ impl Secrets {
             .iter()
             .filter_map(|(name, value)| Some((name.clone(), value.expose_text()?.to_owned())))
             .collect();
-        let env = environment::environment(&BTreeMap::new(), &secrets, &spec.env);
+        let env = environment::environment(&secrets, &spec.env);
         secrets.values_mut().for_each(zeroize::Zeroize::zeroize);
         Ok(Injection { env, secret_files: resolved.files, notes: resolved.notes })
     }
