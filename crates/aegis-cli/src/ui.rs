@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::Duration;
 
+use aegis_types::{SecretFile, SecretUse};
 use anstyle::{AnsiColor, Style};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
@@ -118,6 +119,13 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> String {
 /// A time with the precision that people need.
 pub(crate) fn time(time: Timestamp) -> String {
     time.round(Unit::Second).unwrap_or(time).to_string()
+}
+
+/// Which secrets an instance gets, or `None` if it gets none.
+pub(crate) fn secrets(variables: &[SecretUse], files: &[SecretFile]) -> Option<String> {
+    let texts = variables.iter().map(ToString::to_string).chain(files.iter().map(ToString::to_string));
+    let text = texts.collect::<Vec<_>>().join(" ");
+    (!text.is_empty()).then_some(text)
 }
 
 /// A command line as people would type it.

@@ -6,7 +6,7 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{IdlePolicy, ImageName, Mib, NetRule, SecretName, Vcpus};
+use aegis_types::{IdlePolicy, ImageName, Mib, NetRule, SecretFile, SecretName, SecretUse, Vcpus};
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use jiff::Timestamp;
@@ -365,6 +365,20 @@ pub(crate) enum SecretCommand {
         /// Yes, print it
         #[arg(long, required = true)]
         reveal: bool,
+    },
+    /// Say which secrets an instance gets from its next boot on, in place of all that it gets now
+    Assign {
+        #[command(flatten)]
+        target: Target,
+        /// Secret that its command has as a variable: KEY, K=secret.NAME, or '*' for all
+        #[arg(value_name = "KEY", value_parser = str::parse::<SecretUse>, required_unless_present_any = ["secret_file", "none"])]
+        secrets: Vec<SecretUse>,
+        /// Secret that it has as a file in memory, as KEY:/run/secrets/NAME; may be repeated
+        #[arg(long, value_name = "KEY:FILE", value_parser = str::parse::<SecretFile>)]
+        secret_file: Vec<SecretFile>,
+        /// It gets none any more
+        #[arg(long, conflicts_with_all = ["secrets", "secret_file"])]
+        none: bool,
     },
     /// Encrypt all secrets with a new master key
     RotateKey,

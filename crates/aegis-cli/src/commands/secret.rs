@@ -2,13 +2,14 @@
 
 use std::io::IsTerminal as _;
 
-use aegis_api::{AuditEntry, SetSecret};
+use aegis_api::{AuditEntry, InstanceSecrets, SetSecret};
 use aegis_types::SecretBytes;
 
 use super::Context;
 use crate::args::{SecretCommand, SecretSource};
 use crate::error::{CliError, Kind};
 use crate::signals::Signals;
+use crate::suggest::explain;
 use crate::{secret_input, ui};
 
 pub(crate) async fn run(context: &Context, command: SecretCommand) -> Result<u8, CliError> {
@@ -27,6 +28,10 @@ pub(crate) async fn run(context: &Context, command: SecretCommand) -> Result<u8,
             if std::io::stdout().is_terminal() && !value.expose().ends_with(b"\n") {
                 ui::print("\n")?;
             }
+        }
+        SecretCommand::Assign { target, secrets, secret_file, none: _ } => {
+            let secrets = InstanceSecrets { secrets, secret_files: Some(secret_file) };
+            assign(context, &target.target, &secrets).await?;
         }
         SecretCommand::RotateKey => {
             let rotated = context.client.rotate_key().await?;
@@ -90,6 +95,26 @@ async fn delete(context: &Context, names: &[aegis_types::SecretName]) -> Result<
         }
     }
     Ok(code)
+}
+
+async fn assign(context: &Context, target: &str, secrets: &InstanceSecrets) -> Result<(), CliError> {
+    let assigned = match context.client.assign_secrets(target, secrets).await {
+        Ok(assigned) => assigned,
+        Err(error) => return Err(explain(&context.client, target, error).await),
+    };
+    for warning in &assigned.warnings {
+        ui::warn(warning);
+    }
+    let mut text = match ui::secrets(&assigned.secret_keys, &assigned.secret_files) {
+        Some(gets) => format!("Instance {target} gets {gets}\n"),
+        None => format!("Instance {target} gets no secrets\n"),
+    };
+    if assigned.restart_required {
+        text.push_str(&format!(
+            "It has what it was started with until its next boot: `aegis instance restart {target}`\n"
+        ));
+    }
+    ui::print(&text)
 }
 
 async fn audit(context: &Context, instance: Option<String>, json: bool) -> Result<(), CliError> {

@@ -137,3 +137,31 @@ fn every_form_of_a_variable_reaches_the_daemon() {
       cause: `A` would have two secrets
     ");
 }
+
+#[test]
+fn which_secrets_an_instance_gets_is_replaced_as_a_whole() {
+    let fake = Fake::start()
+        .on(
+            "PUT /v1/instances/web/secrets",
+            ok(r#"{"secret_keys":["A","B=secret.C"],"secret_files":["K:/run/secrets/k"],"restart_required":true}"#),
+        )
+        .on("PUT /v1/instances/web/secrets", ok(r#"{"secret_keys":[]}"#));
+    let args = ["secret", "assign", "web", "A", "B=secret.C", "--secret-file", "K:/run/secrets/k"];
+    assert_snapshot!(fake.aegis(&args), @r"
+    exit: 0
+    --- stdout
+    Instance web gets A B=secret.C K:/run/secrets/k
+    It has what it was started with until its next boot: `aegis instance restart web`
+    ");
+    let request =
+        r#"PUT /v1/instances/web/secrets {"secrets":["A","B=secret.C"],"secret_files":["K:/run/secrets/k"]}"#;
+    assert_eq!(fake.requests().last().unwrap(), request);
+    let answer = fake.aegis(&["secret", "assign", "web", "--none"]);
+    assert_eq!(answer, "exit: 0\n--- stdout\nInstance web gets no secrets\n");
+    let request = r#"PUT /v1/instances/web/secrets {"secrets":[],"secret_files":[]}"#;
+    assert_eq!(fake.requests().last().unwrap(), request);
+    let count = fake.requests().len();
+    assert!(fake.aegis(&["secret", "assign", "web"]).starts_with("exit: 2\n"), "it must be said");
+    assert!(fake.aegis(&["secret", "assign", "web", "A", "--none"]).starts_with("exit: 2\n"));
+    assert_eq!(fake.requests().len(), count);
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aegis_api::{Endpoint, InstanceInfo};
-use aegis_types::{GuestPort, Mount, RestartPolicy, SecretFile, SecretUse};
+use aegis_types::{GuestPort, Mount, RestartPolicy};
 
 use super::{Context, get, ports};
 use crate::error::CliError;
@@ -27,7 +27,7 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Command", Some(ui::command_line(&info.command))),
         some("Working Dir", info.workdir),
         some("Environment", Some(info.env_keys.join(" ")).filter(|keys| !keys.is_empty())),
-        some("Secrets", secrets(&info.secret_keys, &info.secret_files)),
+        some("Secrets", ui::secrets(&info.secret_keys, &info.secret_files)),
         some("Memory", Some(info.memory_mb.to_string())),
         some("CPUs", Some(info.vcpus.get().to_string())),
         some("Workspace", info.workspace.map(|path| workspace(&path, info.auto_workspace))),
@@ -60,12 +60,6 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Last Error", info.last_error),
     ];
     ui::print(&ui::fields(&lines.into_iter().flatten().collect::<Vec<_>>()))
-}
-
-fn secrets(variables: &[SecretUse], files: &[SecretFile]) -> Option<String> {
-    let texts = variables.iter().map(ToString::to_string).chain(files.iter().map(ToString::to_string));
-    let text = texts.collect::<Vec<_>>().join(" ");
-    (!text.is_empty()).then_some(text)
 }
 
 fn workspace(path: &Path, auto: bool) -> String {
