@@ -18,6 +18,9 @@ pub struct ExecRequest {
     /// Absolute working directory in the guest; `/` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// User and perhaps group of the command in the guest, as `USER[:GROUP]`, names or numbers; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// The command is killed after this time, in milliseconds; exit code 124.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,

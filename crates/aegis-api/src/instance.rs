@@ -38,6 +38,15 @@ pub struct CreateInstance {
     /// Absolute working directory in the guest; `/` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// User and perhaps group of the command in the guest, as `USER[:GROUP]`, names or numbers; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The command has a terminal, see [`crate::Attach`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
+    /// The command's standard input is open for [`crate::Attach`]; otherwise it is empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<Mib>,
@@ -233,6 +242,15 @@ pub struct InstanceInfo {
     /// Working directory of the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// User of the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The command has a terminal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
+    /// The command's standard input is open for clients that attach.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
     /// What it may reach.
     #[serde(default)]
     pub net: NetStatus,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod activity;
+mod attach;
 mod error;
 mod exec;
 mod expose;
@@ -22,6 +23,7 @@ mod template;
 mod workspace;
 
 pub use activity::{KeepaliveRequest, WaitFor, WaitQuery};
+pub use attach::{Attach, AttachedExec, ProcessOutput, STREAMS};
 pub use error::{ErrorBody, ErrorCode};
 pub use exec::{ExecDone, ExecRequest, ExecStarted};
 pub use expose::{Endpoint, ExposeReply, ExposeRequest};

@@ -85,6 +85,16 @@ pub fn exec(target: &str) -> String {
     action(target, "exec")
 }
 
+/// `POST`: [`crate::AttachedExec`] → streams.
+pub fn exec_attach(target: &str) -> String {
+    action(target, "exec/attach")
+}
+
+/// `POST`: [`crate::Attach`] → streams.
+pub fn attach(target: &str) -> String {
+    action(target, "attach")
+}
+
 /// `POST`: [`crate::ExposeRequest`] → [`crate::ExposeReply`].
 pub fn expose(target: &str) -> String {
     action(target, "expose")

@@ -11,7 +11,6 @@ pub mod activity;
 pub mod control;
 pub mod exec;
 pub mod files;
-pub mod frame;
 pub mod fuse;
 pub mod hello;
 pub mod jsonrpc;
@@ -21,6 +20,8 @@ pub mod saved;
 pub mod service;
 pub mod tcp;
 pub mod worker;
+
+pub use aegis_types::frame;
 
 /// Generation of the guest wire that this build speaks. The host sends its own in HELLO, the guest answers
 /// with the lower of both, and both then speak that one: a restored VM keeps the harness it was saved with.

@@ -7,11 +7,13 @@
 mod duration;
 mod exit;
 mod files;
+pub mod frame;
 mod mounts;
 mod names;
 mod net;
 mod policy;
 mod ports;
+mod process;
 mod secret;
 mod state;
 mod units;
@@ -25,6 +27,7 @@ pub use names::{Handle, ImageName, InstanceId, InvalidName, VmId};
 pub use net::{InvalidNet, NetEvent, NetMode, NetPolicy, NetRule, NetSetup, NetTarget, Proxies};
 pub use policy::{IdlePolicy, Policy, RestartPolicy, UnknownPolicy};
 pub use ports::{Expose, GuestPort, InvalidPort, Protocol, PublicPort};
+pub use process::{ProcessInput, TerminalSize};
 pub use secret::{
     InvalidSecretUse, SECRET_MAX, SECRETS_DIR, SECRETS_MAX, SecretBytes, SecretFile, SecretName, SecretPath,
     SecretUse, WantedSecrets,
