@@ -13,9 +13,8 @@ use serde_json::{Value, to_value};
 
 use crate::VERSION;
 use crate::harness::Core;
-use crate::output::Output;
 use crate::primary::RunError;
-use crate::{secrets, warm};
+use crate::{reaper, secrets, warm};
 
 pub(crate) struct Control(pub(crate) Arc<Core>);
 
@@ -32,6 +31,7 @@ impl Handler for Control {
                     primary_pid,
                     primary_exit,
                     secret_files: true,
+                    streams: true,
                 })
                 .map_err(RpcError::failed)
             }
@@ -78,25 +78,28 @@ async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
 }
 
 /// Files first: the process may look for them with its first step.
-fn start(core: &Core, run: &Run) -> Result<Result<(u32, Output), RunError>, RpcError> {
+fn start(core: &Core, run: &Run) -> Result<Result<reaper::Started, RunError>, RpcError> {
     if core.primary.status().0.is_none() {
         secrets::write(&*core.sys, &run.secret_files).map_err(RpcError::failed)?;
     }
-    Ok(core.primary.start(&core.reaper, &run.process))
+    Ok(core.primary.start(&*core.sys, &core.reaper, &run.process, run.streams))
 }
 
 async fn run(core: &Arc<Core>, run: Run) -> Result<Value, RpcError> {
     core.ready_to_start().await.map_err(RpcError::failed)?;
-    let starting = Arc::clone(core);
+    let (starting, streams) = (Arc::clone(core), run.streams);
     let started = tokio::task::spawn_blocking(move || start(&starting, &run)).await;
     let started = started.map_err(|error| RpcError::failed(format!("cannot start it: {error}")))??;
-    let (pid, output) = started.map_err(|error| {
+    let reaper::Started { pid, input, output } = started.map_err(|error| {
         let data = match &error {
             RunError::AlreadyStarted => None,
             RunError::Failed(failure) => to_value(failure).ok(),
         };
         RpcError { code: FAILED, message: error.to_string(), data }
     })?;
+    let (writing, pieces, terminal) = input.split();
+    core.primary.attachments.connect(pid, streams, pieces, terminal);
+    core.tasks.spawn(writing);
     let (primary, delivery) = (Arc::clone(&core.primary), core.deliver());
     core.tasks.spawn(async move {
         primary.keep(output).await;

@@ -16,6 +16,12 @@ pub(crate) fn base() -> Environment {
         .into()
 }
 
+/// `base` for a user with this home directory.
+pub(crate) fn at_home(mut base: Environment, home: &str) -> Environment {
+    base.insert("HOME".to_owned(), home.to_owned());
+    base
+}
+
 /// `base` with `added` over it.
 pub(crate) fn overlay(base: &Environment, added: &Environment) -> Environment {
     let mut merged = base.clone();

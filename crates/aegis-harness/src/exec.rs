@@ -1,9 +1,8 @@
 //! One process on one stream: see [`aegis_proto::exec`].
 //!
-//! The stream's flow control reaches the process through its pipes. A stream that breaks does not end the
-//! process: its output is then read and thrown away.
+//! The stream's flow control reaches the process through its pipes or its terminal. A stream that breaks does not end a
+//! process with pipes: its output is then read and thrown away. A terminal is hung up.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use aegis_link::Carrier;
@@ -11,19 +10,19 @@ use aegis_link::frames::{FrameReader, write_frame};
 use aegis_proto::control::{StartFailure, StartFailureKind, Started};
 use aegis_proto::exec::{ExecEvent, ExecRequest, Start};
 use aegis_proto::logs::OutputStream;
+use aegis_types::ProcessInput;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::unix::pipe::Sender;
 use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::harness::Core;
+use crate::input::Terminal;
 use crate::output::{Output, OutputEvent};
-use crate::{environment, launch, reaper};
+use crate::sys::LaunchStreams;
+use crate::{attach, environment, launch, reaper, user};
 
 /// One yamux message carries 16 KiB; two keep the pipe busy without much memory.
 const READ_BYTES: usize = 32 * 1024;
-/// Input that the process has not read yet, in frames. Signals behind more than this wait for it.
-const INPUT_QUEUE: usize = 16;
 
 /// Serves a stream from its first frame to the end of the process.
 pub(crate) async fn serve<S: Carrier>(core: Arc<Core>, stream: S) {
@@ -32,6 +31,7 @@ pub(crate) async fn serve<S: Carrier>(core: Arc<Core>, stream: S) {
     let start = match frames.next().await {
         Ok(Some(frame)) => match ExecRequest::from_frame(frame) {
             Ok(ExecRequest::Start(start)) => start,
+            Ok(ExecRequest::Attach(request)) => return attach::serve(&core, request, frames, writer).await,
             Ok(_) | Err(_) => return debug!("an exec stream did not begin with a start request"),
         },
         Ok(None) => return,
@@ -40,14 +40,16 @@ pub(crate) async fn serve<S: Carrier>(core: Arc<Core>, stream: S) {
     match launch_process(&core, &start).await {
         Ok(started) => {
             let _delivery = core.deliver();
-            attend(&core, started, frames, writer).await;
+            attend(&core, started, start.tty.is_some(), frames, writer).await;
         }
-        Err(failure) => {
-            // Whoever went away does not want to know.
-            let _ = write_frame(&mut writer, &ExecEvent::Refused(failure).into_frame()).await;
-            let _ = writer.shutdown().await;
-        }
+        Err(failure) => refuse(&mut writer, failure).await,
     }
+}
+
+pub(crate) async fn refuse<W: AsyncWrite + Unpin>(writer: &mut W, failure: StartFailure) {
+    // Whoever went away does not want to know.
+    let _ = write_frame(writer, &ExecEvent::Refused(failure).into_frame()).await;
+    let _ = writer.shutdown().await;
 }
 
 async fn launch_process(core: &Arc<Core>, start: &Start) -> Result<reaper::Started, StartFailure> {
@@ -56,10 +58,22 @@ async fn launch_process(core: &Arc<Core>, start: &Start) -> Result<reaper::Start
         .map_err(|message| StartFailure { kind: StartFailureKind::Resources, message })?;
     let (core, start) = (Arc::clone(core), start.clone());
     let launched = tokio::task::spawn_blocking(move || {
-        let environment = environment::overlay(&core.primary.environment(), &start.process.env);
-        let launch = launch::prepare(&start.process, &environment, start.stdin)?;
+        let Start { process, stdin, tty } = &start;
+        let mut base = core.primary.environment();
+        let mut credentials = None;
+        if let Some(name) = &process.user {
+            let user = user::find(&*core.sys, name)?;
+            // The primary's own user may have been given another home.
+            if !core.primary.is_of(name) {
+                base = environment::at_home(base, &user.home);
+            }
+            credentials = Some(user.credentials);
+        }
+        let environment = environment::overlay(&base, &process.env);
+        let streams = tty.map_or(LaunchStreams::Pipes { stdin: *stdin }, LaunchStreams::Terminal);
+        let launch = launch::prepare(process, &environment, streams, credentials)?;
         let started = core.reaper.start(&launch);
-        started.map_err(|error| launch::exec_failure(&launch, &start.process.command[0], error))
+        started.map_err(|error| launch::exec_failure(&launch, &process.command[0], error))
     });
     let failed = |error| StartFailure {
         kind: StartFailureKind::Resources,
@@ -68,20 +82,33 @@ async fn launch_process(core: &Arc<Core>, start: &Start) -> Result<reaper::Start
     launched.await.map_err(failed)?
 }
 
-async fn attend<R, W>(core: &Core, started: reaper::Started, frames: FrameReader<R>, mut writer: W)
-where
+async fn attend<R, W>(
+    core: &Core,
+    started: reaper::Started,
+    has_terminal: bool,
+    frames: FrameReader<R>,
+    mut writer: W,
+) where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let event = ExecEvent::Started(Started { pid: started.pid });
+    let reaper::Started { pid, input, output } = started;
+    let event = ExecEvent::Started(Started { pid });
     let listening = write_frame(&mut writer, &event.into_frame()).await.is_ok();
-    let output = send_output(started.output, &mut writer, listening);
-    let input = receive_input(core, started.pid, started.stdin, frames);
+    let (writing, pieces, terminal) = input.split();
+    let output = send_output(output, &mut writer, listening);
+    let input = async {
+        tokio::join!(receive_input(core, pid, Some(pieces), terminal.as_ref(), frames, || {}), writing);
+    };
     tokio::pin!(output, input);
-    tokio::select! {
-        () = &mut output => {}
-        // The host said all it wanted, or went away; the process goes on.
-        () = &mut input => output.await,
+    let gone = tokio::select! {
+        () = &mut output => false,
+        () = &mut input => true,
+    };
+    // The host went away. Nobody sits at a terminal then: it is hung up, as all our copies of it are closed now. Any other
+    // process goes on.
+    if gone && !has_terminal {
+        output.await;
     }
 }
 
@@ -89,12 +116,7 @@ async fn send_output<W: AsyncWrite + Unpin>(mut output: Output, writer: &mut W, 
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let (event, last) = match output.next(&mut buffer).await {
-            OutputEvent::Data(OutputStream::Stdout, count) => {
-                (ExecEvent::Stdout(buffer[..count].to_vec()), false)
-            }
-            OutputEvent::Data(OutputStream::Stderr, count) => {
-                (ExecEvent::Stderr(buffer[..count].to_vec()), false)
-            }
+            OutputEvent::Data(stream, count) => (output_event(stream, buffer[..count].to_vec()), false),
             OutputEvent::Ended(status) => (ExecEvent::Exit(status), true),
         };
         if listening {
@@ -107,48 +129,52 @@ async fn send_output<W: AsyncWrite + Unpin>(mut output: Output, writer: &mut W, 
     }
 }
 
-async fn receive_input<R: AsyncRead + Unpin>(
-    core: &Core,
-    pid: u32,
-    stdin: Option<OwnedFd>,
-    mut frames: FrameReader<R>,
-) {
-    let (chunks, queue) = mpsc::channel(INPUT_QUEUE);
-    let receive = async move {
-        let mut chunks = Some(chunks);
-        loop {
-            let request = match frames.next().await {
-                Ok(Some(frame)) => ExecRequest::from_frame(frame),
-                Ok(None) => return,
-                Err(error) => return debug!("the stream of process {pid} broke: {error}"),
-            };
-            match request {
-                Ok(ExecRequest::Stdin(bytes)) => {
-                    // A process that closed its input, or never had one, misses nothing.
-                    if let Some(chunks) = &chunks {
-                        let _ = chunks.send(bytes).await;
-                    }
-                }
-                Ok(ExecRequest::Eof) => chunks = None,
-                Ok(ExecRequest::Signal(signal)) => {
-                    if let Err(error) = core.sys.signal_group(pid, signal) {
-                        debug!("cannot send signal {signal} to {pid}: {error}");
-                    }
-                }
-                Ok(ExecRequest::Start(_)) | Err(_) => {
-                    return debug!("bad request on the stream of process {pid}");
-                }
-            }
-        }
-    };
-    tokio::join!(receive, write_input(stdin, queue));
+pub(crate) fn output_event(stream: OutputStream, bytes: Vec<u8>) -> ExecEvent {
+    match stream {
+        OutputStream::Stdout => ExecEvent::Stdout(bytes),
+        OutputStream::Stderr => ExecEvent::Stderr(bytes),
+    }
 }
 
-async fn write_input(stdin: Option<OwnedFd>, mut queue: mpsc::Receiver<Vec<u8>>) {
-    let Some(mut pipe) = stdin.and_then(|stdin| Sender::from_owned_fd(stdin).ok()) else { return };
-    while let Some(bytes) = queue.recv().await {
-        if pipe.write_all(&bytes).await.is_err() {
-            return;
+/// Passes on what the host says until it goes away. When the host ends the input, `pieces` is dropped and `ended` is called.
+pub(crate) async fn receive_input<R: AsyncRead + Unpin>(
+    core: &Core,
+    pid: u32,
+    mut pieces: Option<mpsc::Sender<Vec<u8>>>,
+    terminal: Option<&Terminal>,
+    mut frames: FrameReader<R>,
+    ended: impl Fn(),
+) {
+    loop {
+        let request = match frames.next().await {
+            Ok(Some(frame)) => ExecRequest::from_frame(frame),
+            Ok(None) => return,
+            Err(error) => return debug!("the stream of process {pid} broke: {error}"),
+        };
+        let Ok(ExecRequest::Input(input)) = request else {
+            return debug!("bad request on the stream of process {pid}");
+        };
+        match input {
+            ProcessInput::Data(bytes) => {
+                // A process that closed its input, or never had one, misses nothing.
+                if let Some(pieces) = &pieces {
+                    let _ = pieces.send(bytes).await;
+                }
+            }
+            ProcessInput::End => {
+                pieces = None;
+                ended();
+            }
+            ProcessInput::Signal(signal) => {
+                if let Err(error) = core.sys.signal_group(pid, signal) {
+                    debug!("cannot send signal {signal} to {pid}: {error}");
+                }
+            }
+            ProcessInput::Resize(size) => {
+                if let Some(Err(error)) = terminal.map(|terminal| terminal.resize(size)) {
+                    debug!("cannot resize the terminal of {pid}: {error}");
+                }
+            }
         }
     }
 }

@@ -237,7 +237,7 @@ impl Core {
             Service::Control => {
                 rpc::serve(stream, Arc::new(Control(self)), None).await.map_err(|e| e.to_string())
             }
-            Service::Exec => {
+            Service::Exec | Service::Streams => {
                 exec::serve(self, stream).await;
                 Ok(())
             }

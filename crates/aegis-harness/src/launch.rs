@@ -9,7 +9,7 @@ use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
 use crate::environment::{DEFAULT_PATH, Environment};
-use crate::sys::Launch;
+use crate::sys::{Credentials, Launch, LaunchStreams};
 
 const WORKDIR_DEFAULT: &str = "/";
 
@@ -20,7 +20,8 @@ const WORKDIR_DEFAULT: &str = "/";
 pub(crate) fn prepare(
     process: &Process,
     environment: &Environment,
-    stdin: bool,
+    streams: LaunchStreams,
+    credentials: Option<Credentials>,
 ) -> Result<Launch, StartFailure> {
     let name = process.command.first().map_or("", String::as_str);
     if name.is_empty() {
@@ -34,7 +35,7 @@ pub(crate) fn prepare(
     let path = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
     let program = find_program(name, path, Path::new(workdir))?;
     let program = c_string(program.to_str().expect("joined from text"))?;
-    Ok(Launch { program, arguments, environment: variables, workdir: workdir_c, stdin })
+    Ok(Launch { program, arguments, environment: variables, workdir: workdir_c, streams, credentials })
 }
 
 fn failure(kind: StartFailureKind, message: impl Into<String>) -> StartFailure {

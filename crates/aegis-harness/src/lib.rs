@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod activity;
+mod attach;
 mod boot;
 mod console;
 mod control;
@@ -18,6 +19,7 @@ mod exec;
 mod files;
 mod harness;
 mod identity;
+mod input;
 mod launch;
 mod logs;
 mod mounts;
@@ -34,6 +36,7 @@ mod shutdown;
 pub mod sys;
 mod tasks;
 mod tcp;
+mod user;
 mod warm;
 
 pub use harness::{Harness, SessionEnd};

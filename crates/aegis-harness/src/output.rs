@@ -32,12 +32,21 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(
+    pub(crate) fn pipes(
         stdout: OwnedFd,
         stderr: OwnedFd,
         exit: oneshot::Receiver<ExitStatus>,
     ) -> io::Result<Self> {
         Ok(Self { stdout: Pipe::new(stdout)?, stderr: Pipe::new(stderr)?, exit, ended: None })
+    }
+
+    /// What a terminal shows, as standard output.
+    pub(crate) fn terminal(master: OwnedFd, exit: oneshot::Receiver<ExitStatus>) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        // To the runtime it is a descriptor that can be read and polled, as a pipe is.
+        let receiver = Receiver::from_owned_fd_unchecked(master)?;
+        let stdout = Pipe { receiver: Some(receiver), rest: None };
+        Ok(Self { stdout, stderr: Pipe { receiver: None, rest: None }, exit, ended: None })
     }
 
     /// The next event. Cancel-safe. After [`OutputEvent::Ended`] it must not be called again.
@@ -120,7 +129,7 @@ impl Pipe {
                 Some(count)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.rest.is_none() => None,
-            // The end, an error, or nothing more to wait for.
+            // The end, an error (a terminal that nobody has open any more gives EIO), or nothing more to wait for.
             _ => {
                 self.receiver = None;
                 None

@@ -3,22 +3,27 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use aegis_proto::control::{Process, StartFailure};
+use aegis_proto::control::{Process, StartFailure, Streams};
 use aegis_proto::lines::LineSplitter;
 use aegis_proto::logs::OutputStream;
-use aegis_types::ExitStatus;
+use aegis_types::{ExitStatus, TerminalSize};
 use tokio::time::{Instant, sleep_until};
 
+use crate::attach::Attachments;
 use crate::environment::{self, Environment};
-use crate::launch;
 use crate::logs::Logs;
 use crate::output::{Output, OutputEvent};
-use crate::reaper::Reaper;
+use crate::reaper::{Reaper, Started};
+use crate::sys::{LaunchStreams, Sys};
+use crate::{launch, user};
 
 /// An unfinished line is shown after this pause: it may be a prompt.
 const FLUSH_AFTER: Duration = Duration::from_millis(100);
 /// Small enough that the lines of one read never skip the quarter of the ring that is the warning.
 const READ_BYTES: usize = 8 * 1024;
+
+/// Until somebody attaches who has another one.
+const SIZE_DEFAULT: TerminalSize = TerminalSize { rows: 24, cols: 80 };
 
 /// Why the primary was not started.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -36,24 +41,32 @@ struct State {
     pid: Option<u32>,
     exit: Option<ExitStatus>,
     environment: Option<Environment>,
+    user: Option<String>,
 }
 
 pub(crate) struct Primary {
     state: Mutex<State>,
     pub(crate) logs: Logs,
+    pub(crate) attachments: Attachments,
 }
 
 impl Primary {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), logs: Logs::new() }
+        Self { state: Mutex::default(), logs: Logs::new(), attachments: Attachments::new() }
     }
 
-    /// Starts the process and returns its output, which the caller has to [`Primary::keep`]. A failed start may
-    /// be tried again. Blocks as [`Reaper::start`] does.
+    /// Starts the process. The caller has to connect it with [`Primary::attachments`] and to [`Primary::keep`] its output. A
+    /// failed start may be tried again. Blocks as [`Reaper::start`] does.
     ///
     /// # Errors
     /// See [`RunError`].
-    pub(crate) fn start(&self, reaper: &Reaper, process: &Process) -> Result<(u32, Output), RunError> {
+    pub(crate) fn start(
+        &self,
+        sys: &dyn Sys,
+        reaper: &Reaper,
+        process: &Process,
+        streams: Streams,
+    ) -> Result<Started, RunError> {
         {
             let mut state = self.lock();
             if state.starting || state.pid.is_some() {
@@ -61,17 +74,14 @@ impl Primary {
             }
             state.starting = true;
         }
-        let environment = environment::overlay(&environment::base(), &process.env);
-        let started = launch::prepare(process, &environment, false).and_then(|launch| {
-            let started = reaper.start(&launch);
-            started.map_err(|error| launch::exec_failure(&launch, &process.command[0], error))
-        });
+        let started = launch_as(sys, reaper, process, streams);
         let mut state = self.lock();
         state.starting = false;
-        let started = started.map_err(RunError::Failed)?;
+        let (started, environment) = started.map_err(RunError::Failed)?;
         state.pid = Some(started.pid);
         state.environment = Some(environment);
-        Ok((started.pid, started.output))
+        state.user.clone_from(&process.user);
+        Ok(started)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -80,6 +90,7 @@ impl Primary {
 
     /// Keeps the output until the process ended.
     pub(crate) async fn keep(&self, mut output: Output) {
+        self.attachments.first().await;
         let mut buffer = vec![0; READ_BYTES];
         let mut cutters = [Cutter::new(OutputStream::Stdout), Cutter::new(OutputStream::Stderr)];
         let status = loop {
@@ -89,6 +100,7 @@ impl Primary {
                     OutputEvent::Data(stream, count) => {
                         let [stdout, stderr] = &mut cutters;
                         let cutter = if stream == OutputStream::Stdout { stdout } else { stderr };
+                        self.attachments.show(stream, &buffer[..count]).await;
                         self.logs.push(stream, cutter.push(&buffer[..count])).await;
                     }
                     OutputEvent::Ended(status) => break status,
@@ -106,6 +118,7 @@ impl Primary {
         for mut cutter in cutters {
             self.logs.push(cutter.stream, cutter.flush()).await;
         }
+        self.attachments.ended(status);
         self.lock().exit = Some(status);
         self.logs.finish(status);
     }
@@ -116,11 +129,39 @@ impl Primary {
         (state.pid, state.exit)
     }
 
+    /// Whether it was started for the user of this name.
+    pub(crate) fn is_of(&self, user: &str) -> bool {
+        self.lock().user.as_deref() == Some(user)
+    }
+
     /// What other processes start from: the primary's environment once there is one.
     pub(crate) fn environment(&self) -> Environment {
         let state = self.lock();
         state.environment.clone().unwrap_or_else(environment::base)
     }
+}
+
+/// The process and its environment.
+fn launch_as(
+    sys: &dyn Sys,
+    reaper: &Reaper,
+    process: &Process,
+    streams: Streams,
+) -> Result<(Started, Environment), StartFailure> {
+    let user = process.user.as_deref().map(|name| user::find(sys, name)).transpose()?;
+    let base = match &user {
+        Some(user) => environment::at_home(environment::base(), &user.home),
+        None => environment::base(),
+    };
+    let environment = environment::overlay(&base, &process.env);
+    let ends = match streams {
+        Streams { tty: true, .. } => LaunchStreams::Terminal(SIZE_DEFAULT),
+        Streams { stdin, .. } => LaunchStreams::Pipes { stdin },
+    };
+    let launch = launch::prepare(process, &environment, ends, user.map(|user| user.credentials))?;
+    let started = reaper.start(&launch);
+    let started = started.map_err(|error| launch::exec_failure(&launch, &process.command[0], error))?;
+    Ok((started, environment))
 }
 
 /// The lines of one stream.

@@ -10,13 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
+use crate::input::Input;
 use crate::output::Output;
-use crate::sys::{Launch, Sys};
+use crate::sys::{ChildStreams, Launch, Sys};
 
 /// A process that was started.
 pub(crate) struct Started {
     pub(crate) pid: u32,
-    pub(crate) stdin: Option<std::os::fd::OwnedFd>,
+    pub(crate) input: Input,
     pub(crate) output: Output,
 }
 
@@ -58,8 +59,15 @@ impl Reaper {
                 Some(status) => drop(ended.send(status)),
                 None => drop(state.waiting.insert(child.pid, ended)),
             }
-            let output = Output::new(child.stdout, child.stderr, exit)?;
-            Ok(Started { pid: child.pid, stdin: child.stdin, output })
+            let (input, output) = match child.streams {
+                ChildStreams::Pipes { stdin, stdout, stderr } => {
+                    (Input::pipe(stdin)?, Output::pipes(stdout, stderr, exit)?)
+                }
+                ChildStreams::Terminal(master) => {
+                    (Input::terminal(&master)?, Output::terminal(master, exit)?)
+                }
+            };
+            Ok(Started { pid: child.pid, input, output })
         });
         if state.starting == 0 {
             state.unclaimed.clear();

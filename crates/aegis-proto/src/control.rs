@@ -32,6 +32,9 @@ pub struct Process {
     /// Absolute working directory; `/` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// `USER[:GROUP]`, names or numbers of the guest; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 impl fmt::Debug for Process {
@@ -41,6 +44,7 @@ impl fmt::Debug for Process {
             .field("command", &self.command)
             .field("env", &self.env.keys())
             .field("workdir", &self.workdir)
+            .field("user", &self.user)
             .finish()
     }
 }
@@ -54,6 +58,30 @@ pub struct Run {
     /// not look at them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secret_files: Vec<SecretContent>,
+    /// How it is connected. Only for a harness that says [`Status::streams`], unless it is the default.
+    #[serde(default, skip_serializing_if = "Streams::is_default")]
+    pub streams: Streams,
+}
+
+/// How the primary process is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Streams {
+    /// Standard input is open for those who attach; otherwise it is `/dev/null`.
+    #[serde(default)]
+    pub stdin: bool,
+    /// It has a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// Somebody is about to attach: it is not listened to before that, so that they miss nothing, not even its end.
+    #[serde(default)]
+    pub attach_first: bool,
+}
+
+impl Streams {
+    /// Output alone, for the log.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A file in memory that root alone can read.
@@ -121,6 +149,9 @@ pub struct Status {
     /// It knows [`Run::secret_files`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub secret_files: bool,
+    /// It knows [`Run::streams`] and [`Process::user`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub streams: bool,
 }
 
 /// Parameters of [`CLOCK_SET`].

@@ -1,13 +1,13 @@
-//! One process on one stream ([`crate::service::Service::Exec`]).
+//! One process on one stream ([`crate::service::Service::Exec`] and [`crate::service::Service::Streams`]).
 //!
 //! ```text
-//! host  → Start                            guest → Started | Refused (the stream then ends)
-//! host  → Stdin* Eof? · Signal*            guest → Stdout* Stderr* Exit (the stream then ends)
+//! host  → Start | Attach                   guest → Started | Refused (the stream then ends)
+//! host  → Data* End? · Signal* · Resize*   guest → Stdout* Stderr* Exit (the stream then ends)
 //! ```
-//! Flow control of the multiplexer holds a fast process back while the host is slow. When the stream breaks
-//! the process goes on and its output is discarded.
+//! Flow control of the multiplexer holds a fast process back while the host is slow. When the stream breaks, a process with a
+//! terminal is hung up (unless it is the primary); any other goes on and its output is discarded.
 
-use aegis_types::ExitStatus;
+use aegis_types::{ExitStatus, ProcessInput, TerminalSize};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Process, StartFailure, Started};
@@ -21,19 +21,29 @@ pub struct Start {
     /// The host will send standard input; otherwise it is `/dev/null`.
     #[serde(default)]
     pub stdin: bool,
+    /// It has a terminal of this size as its input and output. Only for [`crate::service::Service::Streams`], as a user of the
+    /// process is: an older harness does not look at them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<TerminalSize>,
+}
+
+/// A request to be connected with the primary process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// New size of its terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<TerminalSize>,
 }
 
 /// Host to guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecRequest {
-    /// First frame of the stream.
+    /// First frame of a stream for a new process.
     Start(Start),
-    /// Standard input, at most [`crate::frame::CHUNK_MAX`] bytes.
-    Stdin(Vec<u8>),
-    /// End of standard input.
-    Eof,
-    /// Sends this signal number to the process group.
-    Signal(u8),
+    /// First frame of a stream for the primary process.
+    Attach(Attach),
+    /// Every other frame.
+    Input(ProcessInput),
 }
 
 /// Guest to host.
@@ -51,10 +61,9 @@ pub enum ExecEvent {
     Exit(ExitStatus),
 }
 
+/// [`ProcessInput`] has the numbers in between.
 const START: u8 = 1;
-const STDIN: u8 = 2;
-const EOF: u8 = 3;
-const SIGNAL: u8 = 4;
+const ATTACH: u8 = 6;
 const STARTED: u8 = 0x81;
 const REFUSED: u8 = 0x82;
 const STDOUT: u8 = 0x83;
@@ -66,9 +75,8 @@ impl ExecRequest {
     pub fn into_frame(self) -> Frame {
         match self {
             Self::Start(start) => Frame::json(START, &start),
-            Self::Stdin(bytes) => Frame::new(STDIN, bytes),
-            Self::Eof => Frame::new(EOF, []),
-            Self::Signal(number) => Frame::new(SIGNAL, [number]),
+            Self::Attach(attach) => Frame::json(ATTACH, &attach),
+            Self::Input(input) => input.into_frame(),
         }
     }
 
@@ -77,12 +85,10 @@ impl ExecRequest {
     /// # Errors
     /// [`FrameError::Malformed`] for an unknown kind or a payload that does not fit.
     pub fn from_frame(frame: Frame) -> Result<Self, FrameError> {
-        match (frame.kind, frame.payload.as_slice()) {
-            (START, _) => Ok(Self::Start(frame.parse_json()?)),
-            (STDIN, _) => Ok(Self::Stdin(frame.payload)),
-            (EOF, []) => Ok(Self::Eof),
-            (SIGNAL, &[number]) => Ok(Self::Signal(number)),
-            _ => Err(FrameError::malformed(frame.kind, "not an exec request")),
+        match frame.kind {
+            START => Ok(Self::Start(frame.parse_json()?)),
+            ATTACH => Ok(Self::Attach(frame.parse_json()?)),
+            _ => ProcessInput::from_frame(frame).map(Self::Input),
         }
     }
 }
@@ -127,12 +133,14 @@ mod tests {
             command: vec!["sh".into(), "-c".into(), "echo".into()],
             env: [("K".to_owned(), "V".to_owned())].into(),
             workdir: Some("/tmp".into()),
+            user: Some("nobody".into()),
         };
+        let size = Some(TerminalSize { rows: 24, cols: 80 });
         for request in [
-            ExecRequest::Start(Start { process, stdin: true }),
-            ExecRequest::Stdin(vec![0, 255]),
-            ExecRequest::Eof,
-            ExecRequest::Signal(15),
+            ExecRequest::Start(Start { process, stdin: true, tty: size }),
+            ExecRequest::Attach(Attach { size }),
+            ExecRequest::Input(ProcessInput::Data(vec![0, 255])),
+            ExecRequest::Input(ProcessInput::Signal(15)),
         ] {
             assert_eq!(ExecRequest::from_frame(request.clone().into_frame()), Ok(request));
         }
@@ -150,7 +158,9 @@ mod tests {
 
     #[test]
     fn misfits_are_refused() {
-        for (kind, payload) in [(SIGNAL, vec![]), (EOF, vec![1]), (99, vec![]), (START, b"{}".to_vec())] {
+        for (kind, payload) in
+            [(4, vec![]), (3, vec![1]), (99, vec![]), (START, b"{}".to_vec()), (ATTACH, vec![])]
+        {
             assert!(ExecRequest::from_frame(Frame::new(kind, payload)).is_err());
         }
         assert!(ExecEvent::from_frame(Frame::new(EXIT, b"\xff".to_vec())).is_err());

@@ -26,11 +26,21 @@ pub enum Service {
     Fuse = 6,
     /// Files of the guest as tar streams: see [`crate::files`].
     Files = 7,
+    /// As [`Service::Exec`], with terminals, users and the primary process.
+    Streams = 8,
 }
 
 impl Service {
-    const ALL: [Service; 7] =
-        [Self::Control, Self::Exec, Self::Logs, Self::Tcp, Self::Activity, Self::Fuse, Self::Files];
+    const ALL: [Service; 8] = [
+        Self::Control,
+        Self::Exec,
+        Self::Logs,
+        Self::Tcp,
+        Self::Activity,
+        Self::Fuse,
+        Self::Files,
+        Self::Streams,
+    ];
 
     /// The number on the wire.
     pub fn number(self) -> u16 {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use aegis_proto::fuse::CONTENT_DISK;
 use aegis_proto::hello::GuestNetwork;
-use aegis_types::ExitStatus;
+use aegis_types::{ExitStatus, TerminalSize};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -27,7 +27,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::port;
 
-use super::{Child, Launch, Mount, Reaped, Sys, network};
+use super::{Child, ChildStreams, Credentials, Launch, LaunchStreams, Mount, Reaped, Sys, network};
 
 /// Name of the port for messages of mounted directories.
 const FUSE_PORT: &str = "aegis.fs";
@@ -311,17 +311,101 @@ fn check(result: c_int) -> io::Result<()> {
 /// posix_spawn, because it shares memory with the child until exec (a fork would copy page tables), and because
 /// unlike execvp it does not hand a file without `#!` to a shell.
 pub(super) fn spawn(launch: &Launch) -> io::Result<Child> {
-    let pipe = || pipe_with(PipeFlags::CLOEXEC);
-    let input = if launch.stdin { Some(pipe()?) } else { None };
-    let (stdout, stdout_theirs) = pipe()?;
-    let (stderr, stderr_theirs) = pipe()?;
-    let mut actions = FileActions::new()?;
-    match &input {
-        Some((theirs, _)) => actions.duplicate(theirs, libc::STDIN_FILENO)?,
-        None => actions.open(libc::STDIN_FILENO, c"/dev/null")?,
+    match &launch.credentials {
+        None => spawn_as_caller(launch),
+        // The kernel knows credentials of threads only; a child has those of the thread that starts it.
+        Some(credentials) => std::thread::scope(|scope| {
+            let spawning = std::thread::Builder::new().spawn_scoped(scope, || {
+                let streams = StreamsOfChild::new(launch.streams, Some(credentials))?;
+                take_on(credentials)?;
+                spawn_with(launch, streams)
+            })?;
+            spawning.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it failed")))
+        }),
     }
-    actions.duplicate(&stdout_theirs, libc::STDOUT_FILENO)?;
-    actions.duplicate(&stderr_theirs, libc::STDERR_FILENO)?;
+}
+
+fn spawn_as_caller(launch: &Launch) -> io::Result<Child> {
+    spawn_with(launch, StreamsOfChild::new(launch.streams, None)?)
+}
+
+/// Gives the calling thread, and no other, the credentials. There is no way back.
+fn take_on(credentials: &Credentials) -> io::Result<()> {
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let (uid, gid) = (Uid::from_raw(credentials.uid), Gid::from_raw(credentials.gid));
+    let groups: Vec<Gid> = credentials.groups.iter().map(|&group| Gid::from_raw(group)).collect();
+    set_thread_groups(&groups)?;
+    set_thread_res_gid(gid, gid, gid)?;
+    Ok(set_thread_res_uid(uid, uid, uid)?)
+}
+
+/// The standard streams of a process before it is there.
+struct StreamsOfChild {
+    ours: ChildStreams,
+    actions: FileActions,
+    /// Open until the child has copies of them.
+    _theirs: Vec<OwnedFd>,
+}
+
+impl StreamsOfChild {
+    fn new(streams: LaunchStreams, owner: Option<&Credentials>) -> io::Result<Self> {
+        match streams {
+            LaunchStreams::Pipes { stdin } => Self::pipes(stdin),
+            LaunchStreams::Terminal(size) => Self::terminal(size, owner),
+        }
+    }
+
+    fn pipes(stdin: bool) -> io::Result<Self> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC);
+        let (stdout, stdout_theirs) = pipe()?;
+        let (stderr, stderr_theirs) = pipe()?;
+        let mut actions = FileActions::new()?;
+        let mut theirs = Vec::new();
+        let stdin = if stdin {
+            let (read, write) = pipe()?;
+            actions.duplicate(&read, libc::STDIN_FILENO)?;
+            theirs.push(read);
+            Some(write)
+        } else {
+            actions.open(libc::STDIN_FILENO, c"/dev/null", libc::O_RDONLY)?;
+            None
+        };
+        actions.duplicate(&stdout_theirs, libc::STDOUT_FILENO)?;
+        actions.duplicate(&stderr_theirs, libc::STDERR_FILENO)?;
+        theirs.extend([stdout_theirs, stderr_theirs]);
+        Ok(Self { ours: ChildStreams::Pipes { stdin, stdout, stderr }, actions, _theirs: theirs })
+    }
+
+    fn terminal(size: TerminalSize, owner: Option<&Credentials>) -> io::Result<Self> {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        resize(&master, size)?;
+        let slave = ptsname(&master, Vec::new())?;
+        if let Some(Credentials { uid, gid, .. }) = owner {
+            std::os::unix::fs::chown(slave.to_str().map_err(io::Error::other)?, Some(*uid), Some(*gid))?;
+        }
+        let mut actions = FileActions::new()?;
+        // In the new session: the first terminal that its leader opens becomes the controlling one.
+        actions.open(libc::STDIN_FILENO, &slave, libc::O_RDWR)?;
+        for descriptor in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+            actions.duplicate_number(libc::STDIN_FILENO, descriptor)?;
+        }
+        Ok(Self { ours: ChildStreams::Terminal(master), actions, _theirs: Vec::new() })
+    }
+}
+
+/// Tells a terminal its size, and the processes in its foreground that it has changed.
+pub(crate) fn resize(terminal: impl AsFd, size: TerminalSize) -> io::Result<()> {
+    let TerminalSize { rows, cols } = size;
+    let size = rustix::termios::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
+}
+
+fn spawn_with(launch: &Launch, streams: StreamsOfChild) -> io::Result<Child> {
+    let StreamsOfChild { ours, mut actions, _theirs } = streams;
     actions.enter(&launch.workdir)?;
     let attributes = Attributes::new()?;
     let arguments = pointers(&launch.arguments);
@@ -340,7 +424,7 @@ pub(super) fn spawn(launch: &Launch) -> io::Result<Child> {
         )
     };
     code(error)?;
-    Ok(Child { pid: pid.unsigned_abs(), stdin: input.map(|(_, ours)| ours), stdout, stderr })
+    Ok(Child { pid: pid.unsigned_abs(), streams: ours })
 }
 
 /// The calls of the posix_spawn family return their error.
@@ -363,14 +447,17 @@ impl FileActions {
     }
 
     fn duplicate(&mut self, from: impl AsFd, to: c_int) -> io::Result<()> {
-        // SAFETY: `self` is initialised.
-        code(unsafe {
-            libc::posix_spawn_file_actions_adddup2(self.0.as_mut_ptr(), from.as_fd().as_raw_fd(), to)
-        })
+        self.duplicate_number(from.as_fd().as_raw_fd(), to)
     }
 
-    fn open(&mut self, descriptor: c_int, path: &CStr) -> io::Result<()> {
-        let (actions, flags) = (self.0.as_mut_ptr(), libc::O_RDONLY);
+    /// As [`FileActions::duplicate`], for a descriptor that is open in the child alone.
+    fn duplicate_number(&mut self, from: c_int, to: c_int) -> io::Result<()> {
+        // SAFETY: `self` is initialised.
+        code(unsafe { libc::posix_spawn_file_actions_adddup2(self.0.as_mut_ptr(), from, to) })
+    }
+
+    fn open(&mut self, descriptor: c_int, path: &CStr, flags: c_int) -> io::Result<()> {
+        let actions = self.0.as_mut_ptr();
         // SAFETY: `self` is initialised, and the path is copied.
         code(unsafe { libc::posix_spawn_file_actions_addopen(actions, descriptor, path.as_ptr(), flags, 0) })
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aegis_proto::hello::GuestNetwork;
-use aegis_types::ExitStatus;
+use aegis_types::{ExitStatus, TerminalSize};
 pub use rustix::mount::MountFlags;
 
 /// A file system to mount. Its mount point is made when it is missing.
@@ -44,21 +44,58 @@ pub struct Launch {
     pub environment: Vec<CString>,
     /// Absolute working directory.
     pub workdir: CString,
-    /// Standard input is a pipe; otherwise it is `/dev/null`.
-    pub stdin: bool,
+    /// What its standard streams are.
+    pub streams: LaunchStreams,
+    /// Whose process it is; root's when absent.
+    pub credentials: Option<Credentials>,
 }
 
-/// A started process, leader of a session and process group of its own. The descriptors are our ends of pipes.
+/// What the standard streams of a process are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaunchStreams {
+    /// Pipes; standard input is `/dev/null` if it is not asked for.
+    Pipes {
+        /// Standard input is a pipe as well.
+        stdin: bool,
+    },
+    /// A terminal of this size, which is the controlling one of its session.
+    Terminal(TerminalSize),
+}
+
+/// Whose process it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// All groups.
+    pub groups: Vec<u32>,
+}
+
+/// A started process, leader of a session and process group of its own.
 #[derive(Debug)]
 pub struct Child {
     /// Process id.
     pub pid: u32,
-    /// Write end of its standard input, if it was asked for.
-    pub stdin: Option<OwnedFd>,
-    /// Read end of its standard output.
-    pub stdout: OwnedFd,
-    /// Read end of its standard error.
-    pub stderr: OwnedFd,
+    /// Our ends of its standard streams.
+    pub streams: ChildStreams,
+}
+
+/// Our ends of the standard streams of a process.
+#[derive(Debug)]
+pub enum ChildStreams {
+    /// Of pipes.
+    Pipes {
+        /// Write end of its standard input, if it was asked for.
+        stdin: Option<OwnedFd>,
+        /// Read end of its standard output.
+        stdout: OwnedFd,
+        /// Read end of its standard error.
+        stderr: OwnedFd,
+    },
+    /// The master side of its terminal, see pty(7). Closing all copies of it hangs the terminal up.
+    Terminal(OwnedFd),
 }
 
 /// What [`Sys::reap`] found.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use aegis_proto::control::{Process, StartFailureKind};
 use aegis_proto::exec::{ExecEvent, ExecRequest};
 use aegis_proto::frame::Frame;
-use aegis_types::ExitStatus;
+use aegis_types::{ExitStatus, ProcessInput};
 
 use crate::vm::{Vm, process, sh, within};
 
@@ -40,9 +40,9 @@ async fn input_is_echoed_until_its_end() {
     let (mut writer, mut reader) = exec.split();
     let send = async {
         for _ in 0..40 {
-            writer.send(ExecRequest::Stdin(chunk.clone())).await;
+            writer.send(ExecRequest::Input(ProcessInput::Data(chunk.clone()))).await;
         }
-        writer.send(ExecRequest::Eof).await;
+        writer.send(ExecRequest::Input(ProcessInput::End)).await;
     };
     let receive = async {
         let mut received = Vec::new();
@@ -80,7 +80,7 @@ async fn a_signal_reaches_the_whole_process_group() {
     let mut exec = host.exec(sh("sleep 1000 & echo ready; wait; echo never"), false).await;
     exec.started().await;
     assert_eq!(stdout(exec.next().await), b"ready\n");
-    exec.send(ExecRequest::Signal(15)).await;
+    exec.send(ExecRequest::Input(ProcessInput::Signal(15))).await;
     // The background child held the pipe; that the end comes without the grace for it shows that it died, too.
     assert_eq!(exec.next().await, Some(ExecEvent::Exit(ExitStatus::killed(15))));
 }
@@ -169,7 +169,9 @@ async fn a_process_outlives_its_stream() {
 async fn a_stream_that_begins_with_nonsense_ends_alone() {
     let vm = Vm::new();
     let host = vm.link().await;
-    for frame in [Frame::new(99, []), ExecRequest::Eof.into_frame(), Frame::new(1, b"{".to_vec())] {
+    for frame in
+        [Frame::new(99, []), ExecRequest::Input(ProcessInput::End).into_frame(), Frame::new(1, b"{".to_vec())]
+    {
         let mut stream = within(host.link.open(aegis_proto::service::Service::Exec)).await.unwrap();
         aegis_link::frames::write_frame(&mut stream, &frame).await.unwrap();
         let mut frames = aegis_link::frames::FrameReader::new(stream);

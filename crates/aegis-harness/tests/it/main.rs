@@ -9,4 +9,5 @@ mod primary;
 mod sessions;
 mod shutdown;
 mod tcp;
+mod terminal;
 mod vm;

@@ -110,8 +110,12 @@ async fn a_template_is_nobody_until_it_is_greeted_again() {
     assert!(vm.sys.calls().contains(&Call::Hostname("web".to_owned())));
     // No process runs before the files are there.
     let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
-    let _: Started =
-        within(control.call(RUN, &Run { process: sh("true"), secret_files: Vec::new() })).await.unwrap();
+    let _: Started = within(
+        control
+            .call(RUN, &Run { process: sh("true"), secret_files: Vec::new(), streams: Default::default() }),
+    )
+    .await
+    .unwrap();
     assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"web\n");
     assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{}\n", hello().machine_id).as_bytes());
     assert!(String::from_utf8(vm.sys.file("/etc/hosts").unwrap()).unwrap().contains("\tweb\n"));
@@ -126,7 +130,7 @@ async fn files_of_secrets_are_in_memory_before_the_command_runs() {
         path: "/run/secrets/token".parse().unwrap(),
         value: SecretBytes::new(b"\xff\x00value".to_vec()),
     };
-    let run = Run { process: sh("true"), secret_files: vec![file] };
+    let run = Run { process: sh("true"), secret_files: vec![file], streams: Default::default() };
     let _: Started = within(host.control.call(RUN, &run)).await.unwrap();
     assert_eq!(vm.sys.file("/run/secrets/token").unwrap(), b"\xff\x00value");
     let mounts = || {
@@ -144,7 +148,7 @@ async fn a_command_whose_secrets_cannot_be_written_does_not_run() {
     let vm = Vm::on(FakeSys::new().with_broken_file("/run/secrets/token"));
     let host = vm.link().await;
     let file = SecretContent { path: "/run/secrets/token".parse().unwrap(), value: SecretBytes::default() };
-    let run = Run { process: sh("true"), secret_files: vec![file] };
+    let run = Run { process: sh("true"), secret_files: vec![file], streams: Default::default() };
     match within(host.control.call::<_, Started>(RUN, &run)).await {
         Err(CallError::Rpc(error)) => assert!(error.message.contains("/run/secrets/token"), "{error:?}"),
         other => panic!("{other:?}"),
@@ -166,8 +170,12 @@ async fn the_network_is_set_up_before_anything_runs_and_once() {
     let greeting = Hello { network: Some(network.clone()), ..hello() };
     let (link, _) = within(greet(carrier, greeting.clone())).await.unwrap();
     let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
-    let _: Started =
-        within(control.call(RUN, &Run { process: sh("true"), secret_files: Vec::new() })).await.unwrap();
+    let _: Started = within(
+        control
+            .call(RUN, &Run { process: sh("true"), secret_files: Vec::new(), streams: Default::default() }),
+    )
+    .await
+    .unwrap();
     let configured =
         || vm.sys.calls().iter().filter(|call| matches!(call, Call::ConfigureNetwork(_))).count();
     assert!(vm.sys.calls().contains(&Call::ConfigureNetwork(network)));

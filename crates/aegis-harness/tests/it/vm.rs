@@ -10,7 +10,7 @@ use aegis_link::Stream;
 use aegis_link::frames::{FrameReader, write_frame};
 use aegis_link::host::{HostLink, greet};
 use aegis_link::rpc::{CallError, Client};
-use aegis_proto::control::{Process, RUN, Run, STATUS, StartFailure, Started, Status};
+use aegis_proto::control::{Process, RUN, Run, STATUS, StartFailure, Started, Status, Streams};
 use aegis_proto::exec::{ExecEvent, ExecRequest, Start};
 use aegis_proto::hello::{Hello, Welcome};
 use aegis_proto::logs::{LogEvent, Subscribe};
@@ -96,7 +96,10 @@ impl Host {
     }
 
     pub(crate) async fn run(&self, process: Process) -> Result<Started, CallError> {
-        within(self.control.call(RUN, &Run { process, secret_files: Vec::new() })).await
+        within(
+            self.control.call(RUN, &Run { process, secret_files: Vec::new(), streams: Streams::default() }),
+        )
+        .await
     }
 
     /// The reason why a process could not be run.
@@ -119,10 +122,19 @@ impl Host {
     }
 
     pub(crate) async fn exec(&self, process: Process, stdin: bool) -> Exec {
-        let stream = within(self.link.open(Service::Exec)).await.unwrap();
+        self.ask(Service::Exec, ExecRequest::Start(Start { process, stdin, tty: None })).await
+    }
+
+    /// The same with everything that a request may have.
+    pub(crate) async fn open(&self, request: ExecRequest) -> Exec {
+        self.ask(Service::Streams, request).await
+    }
+
+    async fn ask(&self, service: Service, request: ExecRequest) -> Exec {
+        let stream = within(self.link.open(service)).await.unwrap();
         let (reader, writer) = tokio::io::split(stream);
         let mut exec = Exec { events: ExecReader(FrameReader::new(reader)), requests: ExecWriter(writer) };
-        exec.send(ExecRequest::Start(Start { process, stdin })).await;
+        exec.send(request).await;
         exec
     }
 
@@ -248,7 +260,7 @@ impl Exec {
 
 pub(crate) fn process(command: &[&str]) -> Process {
     let command = command.iter().map(|&word| word.to_owned()).collect();
-    Process { command, env: [].into(), workdir: None }
+    Process { command, env: [].into(), workdir: None, user: None }
 }
 
 pub(crate) fn sh(script: &str) -> Process {

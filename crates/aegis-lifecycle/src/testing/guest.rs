@@ -336,7 +336,7 @@ impl Guest {
             "cat" => {
                 while let Ok(Some(frame)) = frames.next().await {
                     let event = match ExecRequest::from_frame(frame).unwrap() {
-                        ExecRequest::Stdin(bytes) => ExecEvent::Stdout(bytes),
+                        ExecRequest::Input(ProcessInput::Data(bytes)) => ExecEvent::Stdout(bytes),
                         _ => ExecEvent::Exit(ExitStatus::exited(0)),
                     };
                     write_frame(&mut writer, &event.into_frame()).await.unwrap();

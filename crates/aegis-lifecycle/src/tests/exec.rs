@@ -43,8 +43,8 @@ async fn a_session_ends_with_the_exit_and_counts_until_then() {
 async fn input_reaches_the_process() {
     let (_world, _manager, instance, _guest) = running().await;
     let mut session = instance.exec(start("cat")).await.unwrap();
-    session.send(ExecRequest::Stdin(b"abc".to_vec())).await.unwrap();
-    session.send(ExecRequest::Eof).await.unwrap();
+    session.send(ExecRequest::Input(ProcessInput::Data(b"abc".to_vec()))).await.unwrap();
+    session.send(ExecRequest::Input(ProcessInput::End)).await.unwrap();
     assert_eq!(all(&mut session).await[1..], [Ok(ExecEvent::Stdout(b"abc".to_vec())), exit()]);
 }
 

@@ -227,8 +227,11 @@ impl Pump {
         self.killed = Some(killed);
         // An error means that it is over; the events tell. A guest that takes no signal is given up like one that
         // reports no end.
-        let _ = tokio::time::timeout_at(killed, self.session.input.send(exec::ExecRequest::Signal(SIGKILL)))
-            .await;
+        let _ = tokio::time::timeout_at(
+            killed,
+            self.session.input.send(exec::ExecRequest::Input(ProcessInput::Signal(SIGKILL))),
+        )
+        .await;
     }
 
     fn timed_out(&self) -> End {

@@ -268,7 +268,7 @@ async fn exec(stream: DuplexStream) {
     let end = if waits {
         match frames.next().await {
             Ok(Some(frame)) => match ExecRequest::from_frame(frame) {
-                Ok(ExecRequest::Signal(number)) => ExitStatus::killed(number),
+                Ok(ExecRequest::Input(ProcessInput::Signal(number))) => ExitStatus::killed(number),
                 other => panic!("{other:?}"),
             },
             _ => return,
