@@ -78,7 +78,9 @@ impl Fixture {
 
     /// The same with a disk of this size, for instances with such a one.
     pub(crate) fn leave_with_disk(&self, mib: u64, size: DiskSize) -> (Machine, PathBuf) {
-        self.leave_for(Machine { template_disk: size, ..self.machine(mib) }, Some(size))
+        let mut machine = self.machine(mib);
+        machine.template_disk = size;
+        self.leave_for(machine, Some(size))
     }
 
     fn leave_for(&self, machine: Machine, disk: Option<DiskSize>) -> (Machine, PathBuf) {
