@@ -13,6 +13,7 @@ mod activity;
 mod boot;
 mod console;
 mod control;
+mod disk;
 mod environment;
 mod exec;
 mod files;
