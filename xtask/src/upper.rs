@@ -11,12 +11,15 @@ use crate::stamp::{Inputs, Stamp};
 use crate::ui::{Step, human_bytes};
 use crate::{cmd, files};
 
-/// What a guest may write before its disk is full.
-const SIZE: &str = "10G";
+/// The smallest disk that an instance can have. The guest's kernel grows the file system in a longer copy; it cannot shrink
+/// one.
+const SIZE: &str = "64M";
 
 /// * A journal of 8 MiB is enough for one guest's overlay and small enough to copy.
 /// * Inode tables and journal are initialised here, so that the guest's kernel does not spend its first minutes (and
 ///   this file's holes) on it.
+/// * Room for the group descriptors of 1 TiB, the largest disk (in blocks of 4 KiB): the file system grows without another
+///   layout. What is fixed for every size is the number of inodes in a group: 4096, one for each 32 KiB of a grown disk.
 /// * Fixed ids make the image the same on every machine; instances never see each other's disks.
 const MKE2FS: &[&str] = &[
     "-q",
@@ -32,13 +35,11 @@ const MKE2FS: &[&str] = &[
     "-m",
     "0",
     "-i",
-    "32768",
+    "16384",
     "-J",
     "size=8",
-    "-O",
-    "^resize_inode",
     "-E",
-    "lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0,\
+    "resize=268435456,lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0,\
      hash_seed=61656769-732d-4570-8061-757070657232",
 ];
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aegis_types::{
-    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, Mount, NetPolicy,
+    DiskSize, GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, Mount, NetPolicy,
     RestartPolicy, SecretFile, SecretUse, StartKind, StopReason, Vcpus,
 };
 use jiff::Timestamp;
@@ -50,6 +50,9 @@ pub struct CreateInstance {
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<Mib>,
+    /// Size of its disk in MiB: no more can be written in its guest, the workspace aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<DiskSize>,
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<Vcpus>,
@@ -108,6 +111,9 @@ pub struct UpdateInstance {
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<Mib>,
+    /// Size of its disk in MiB, which can only become larger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<DiskSize>,
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<Vcpus>,
@@ -228,6 +234,8 @@ pub struct InstanceInfo {
     pub image_ref: ImageName,
     /// Memory in MiB.
     pub memory_mb: Mib,
+    /// Size of its disk in MiB; what of it is taken on the host is in the statistics.
+    pub disk_mb: DiskSize,
     /// Virtual CPUs.
     pub vcpus: Vcpus,
     /// Names of the environment variables; values are not shown.

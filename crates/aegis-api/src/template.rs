@@ -16,6 +16,9 @@ pub struct TemplateSummary {
     pub memory_mb: Mib,
     /// Virtual CPUs.
     pub vcpus: Vcpus,
+    /// Size of its disk in MiB: instances with at least as much are copies of it. 0 if it is not known.
+    #[serde(default)]
+    pub disk_mb: u64,
     /// What it takes on disk, in bytes.
     pub size_bytes: u64,
     /// When it was made, or when that began.

@@ -97,6 +97,7 @@ fn hello(network: Option<GuestNetwork>) -> Result<Hello, BenchError> {
         template: false,
         network,
         mounts: Vec::new(),
+        disk_bytes: None,
     })
 }
 

@@ -88,6 +88,7 @@ fn machine(kernel: Option<&Path>, scratch: &TempDir) -> Result<VmSpec, BenchErro
         format: DiskFormat::Raw,
         serial: serial.to_owned(),
         read_only,
+        grown_to: None,
     };
     let root = locate(Asset::BaseImage, None, &home)?.path;
     let disks = vec![disk(root, "aegis-root", true), disk(upper, "aegis-upper", false)];

@@ -38,6 +38,7 @@ impl BareTemplate {
             format: DiskFormat::Raw,
             serial: serial.to_owned(),
             read_only,
+            grown_to: None,
         };
         let root = locate(Asset::BaseImage, None, home)?.path;
         // In the order and under the names that the template was saved with.

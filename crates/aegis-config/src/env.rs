@@ -41,6 +41,8 @@ variables! {
     ACCEL = "AEGIS_ACCEL",
     /// Memory of instances that ask for none, in MiB.
     DEFAULT_MEMORY_MB = "AEGIS_DEFAULT_MEMORY_MB",
+    /// Disk of instances that ask for none, in MiB.
+    DEFAULT_DISK_MB = "AEGIS_DEFAULT_DISK_MB",
     /// Virtual CPUs of instances that ask for none.
     DEFAULT_CPUS = "AEGIS_DEFAULT_CPUS",
     /// Image of instances that ask for none.

@@ -62,6 +62,7 @@ fn the_documented_defaults_are_the_defaults() {
     let documented = Settings::load_in(&home, &table(&[])).unwrap();
     let built_in = Settings::default();
     assert_eq!(documented.default_memory.value, built_in.default_memory.value);
+    assert_eq!(documented.default_disk.value, built_in.default_disk.value);
     assert_eq!(documented.default_vcpus.value, built_in.default_vcpus.value);
     assert_eq!(documented.default_image.value, built_in.default_image.value);
     assert_eq!(documented.accelerator.value, built_in.accelerator.value);

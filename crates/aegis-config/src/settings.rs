@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use aegis_types::{Accelerator, ImageName, Mib, Vcpus, parse_duration};
+use aegis_types::{Accelerator, DiskSize, ImageName, Mib, Vcpus, parse_duration};
 use serde::Deserialize;
 
 use crate::env::{self, Environment};
@@ -208,6 +208,8 @@ pub enum SettingsError {
 pub struct Settings {
     /// Memory of instances that ask for none.
     pub default_memory: Setting<Mib>,
+    /// Disk of instances that ask for none.
+    pub default_disk: Setting<DiskSize>,
     /// Virtual CPUs of instances that ask for none.
     pub default_vcpus: Setting<Vcpus>,
     /// Image of instances that ask for none.
@@ -244,6 +246,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             default_memory: Setting::default_value(Mib::DEFAULT),
+            default_disk: Setting::default_value(DiskSize::DEFAULT),
             default_vcpus: Setting::default_value(Vcpus::DEFAULT),
             default_image: Setting::default_value(ImageName::parse("base").expect("a valid name")),
             accelerator: Setting::default_value(AcceleratorSetting::Auto),
@@ -267,6 +270,7 @@ impl Default for Settings {
 #[serde(deny_unknown_fields)]
 struct File {
     default_memory_mb: Option<Mib>,
+    default_disk_mb: Option<DiskSize>,
     default_cpus: Option<Vcpus>,
     default_image: Option<ImageName>,
     #[serde(default, deserialize_with = "from_text")]
@@ -303,8 +307,9 @@ struct SecretsTable {
 
 /// Keys of the file: name, environment variable of the same meaning, an example, which is the default.
 #[cfg(test)]
-pub(crate) const KEYS: [(&str, &str, &str); 16] = [
+pub(crate) const KEYS: [(&str, &str, &str); 17] = [
     ("default_memory_mb", env::DEFAULT_MEMORY_MB, "512"),
+    ("default_disk_mb", env::DEFAULT_DISK_MB, "10240"),
     ("default_cpus", env::DEFAULT_CPUS, "1"),
     ("default_image", env::DEFAULT_IMAGE, "\"base\""),
     ("accelerator", env::ACCEL, "\"auto\""),
@@ -420,6 +425,7 @@ impl Settings {
         let mut settings = Self::default();
         let file = read(home)?;
         settings.default_memory.set_from_file(file.default_memory_mb);
+        settings.default_disk.set_from_file(file.default_disk_mb);
         settings.default_vcpus.set_from_file(file.default_cpus);
         settings.default_image.set_from_file(file.default_image);
         settings.accelerator.set_from_file(file.accelerator);
@@ -439,6 +445,9 @@ impl Settings {
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is not a number"));
         settings.default_memory.set_from_env(vars, env::DEFAULT_MEMORY_MB, |text| {
             Mib::new(number(text)?).map_err(|e| e.to_string())
+        })?;
+        settings.default_disk.set_from_env(vars, env::DEFAULT_DISK_MB, |text| {
+            DiskSize::new(number(text)?).map_err(|e| e.to_string())
         })?;
         settings.default_vcpus.set_from_env(vars, env::DEFAULT_CPUS, |text| {
             Vcpus::new(number(text)?).map_err(|e| e.to_string())
@@ -571,6 +580,11 @@ mod tests {
         let (_dir, home) = home_with("");
         for (name, value, expected) in [
             ("AEGIS_DEFAULT_MEMORY_MB", "lots", "AEGIS_DEFAULT_MEMORY_MB: `lots` is not a number"),
+            (
+                "AEGIS_DEFAULT_DISK_MB",
+                "10",
+                "AEGIS_DEFAULT_DISK_MB: disk size in MiB must be between 64 and 1048576",
+            ),
             ("AEGIS_DEFAULT_CPUS", "65", "AEGIS_DEFAULT_CPUS: number of CPUs must be between 1 and 64"),
             ("AEGIS_ACCEL", "KVM", "AEGIS_ACCEL: unknown accelerator `KVM`"),
             ("AEGIS_BOOT_TIMEOUT", "5", "AEGIS_BOOT_TIMEOUT: invalid duration `5`"),

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::disk;
+use crate::harness::with_causes;
 use crate::sys::{Mount, MountFlags, Sys};
 
 const MODULES: &str = "/modules";
@@ -18,7 +20,6 @@ const MODULES: &str = "/modules";
 const LINK_MODULE: &str = "virtio_console";
 
 const ROOT_SERIAL: &str = "aegis-root";
-const UPPER_SERIAL: &str = "aegis-upper";
 /// Disks of a kernel with built-in drivers are probed before PID 1 starts, those of modules while they load;
 /// this is for drivers that probe in the background.
 const DISK_WAIT: Duration = Duration::from_secs(2);
@@ -27,6 +28,9 @@ const DISK_POLL: Duration = Duration::from_millis(2);
 const LOWER: &str = "/aegis/lower";
 const UPPER: &str = "/aegis/upper";
 const NEW_ROOT: &str = "/aegis/root";
+/// The kernel clears the inodes of a file system that grows at once: later it would be busy when nobody else is. The host
+/// keeps a hole for what is cleared.
+const UPPER_OPTIONS: &str = "noinit_itable";
 const OVERLAY_OPTIONS: &str = "lowerdir=/aegis/lower,upperdir=/aegis/upper/upper,workdir=/aegis/upper/work";
 
 const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -131,18 +135,25 @@ fn try_mount(sys: &dyn Sys, mount: &Mount<'_>) {
 pub(crate) fn prepare_root(sys: &dyn Sys, modules: &[PathBuf]) -> Result<(), RootError> {
     load_modules(sys, modules);
     let lower = wait_for_disk(sys, ROOT_SERIAL)?;
-    let upper = wait_for_disk(sys, UPPER_SERIAL)?;
+    let upper = wait_for_disk(sys, disk::SERIAL)?;
     for (what, mount) in [
         (
             "the read-only root disk",
             Mount { source: &lower, ..mount("erofs", LOWER, MountFlags::RDONLY, "") },
         ),
-        ("the writable root disk", Mount { source: &upper, ..mount("ext4", UPPER, MountFlags::NOATIME, "") }),
+        (
+            "the writable root disk",
+            Mount { source: &upper, ..mount("ext4", UPPER, MountFlags::NOATIME, UPPER_OPTIONS) },
+        ),
         ("the root file system", mount("overlay", NEW_ROOT, MountFlags::NOATIME, OVERLAY_OPTIONS)),
     ] {
         sys.mount(&mount).map_err(|error| RootError::Mount { what, error })?;
     }
     sys.switch_root(NEW_ROOT, &[UPPER]).map_err(RootError::Switch)?;
+    // What is on it is worth more than its size: the kernel does not grow a file system in which it has found an error.
+    if let Err(error) = disk::fill(sys) {
+        warn!("{}", with_causes(&error));
+    }
     for mount in ROOT_MOUNTS {
         try_mount(sys, mount);
     }

@@ -22,7 +22,7 @@ use crate::reaper::Reaper;
 use crate::settle::Settled;
 use crate::sys::Sys;
 use crate::tasks::Tasks;
-use crate::{VERSION, activity, boot, exec, files, shutdown, tcp};
+use crate::{VERSION, activity, boot, disk, exec, files, shutdown, tcp};
 
 /// A host that greets at once is answered before the root is mounted; after this long without a greeting the time
 /// is better spent on the root.
@@ -57,7 +57,7 @@ impl From<ApplyError> for SessionError {
 }
 
 /// An error as one line with everything that led to it.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
@@ -172,13 +172,16 @@ impl Core {
         });
     }
 
-    /// Writes the files of the identity to a root that is ready otherwise, mounts what the host has, and lets processes
+    /// Gives a root that is ready otherwise its size and the files of the identity, mounts what the host has, and lets processes
     /// start.
     fn complete_root(&self, mut state: Root) {
         let identity = self.identity.lock().expect("no panic while held");
         if let (Root::Ready, Some(identity)) = (&state, &*identity) {
+            // First: the rest is written to it.
+            let grown = identity.disk_bytes.map_or(Ok(()), |bytes| disk::grow_to(&*self.sys, bytes));
+            let grown = grown.map_err(|error| with_causes(&error));
             identity::settle(&*self.sys, identity);
-            if let Err(why) = self.mounts.mount(&*self.sys) {
+            if let Err(why) = grown.and_then(|()| self.mounts.mount(&*self.sys)) {
                 warn!("{why}");
                 state = Root::Failed(why);
             }

@@ -34,6 +34,8 @@ pub(crate) struct Identity {
     hostname: String,
     machine_id: Option<String>,
     network: Option<GuestNetwork>,
+    /// Length of the writable disk, when the guest was a template with a shorter one.
+    pub(crate) disk_bytes: Option<u64>,
 }
 
 /// Applies what needs no root file system and returns what does: nothing for a guest that becomes a template, which
@@ -54,6 +56,7 @@ pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Option<Identity>
         hostname: hostname(&hello.hostname),
         machine_id: Some(hello.machine_id.to_ascii_lowercase()).filter(|id| is_machine_id(id)),
         network: hello.network.take(),
+        disk_bytes: hello.disk_bytes,
     };
     if let Err(error) = sys.set_hostname(&identity.hostname) {
         warn!("cannot set the host name: {error}");

@@ -14,6 +14,7 @@ mod attach;
 mod boot;
 mod console;
 mod control;
+mod disk;
 mod environment;
 mod exec;
 mod files;

@@ -303,6 +303,10 @@ impl Driver {
     }
 
     async fn update(&mut self, update: &Update, reply: Reply) {
+        // Here and not by whoever asks: another request may have made it larger meanwhile.
+        if let Some(wanted) = update.disk.filter(|disk| *disk < self.spec.disk) {
+            return reply.deny(Denied::DiskShrinks { has: self.spec.disk, wanted });
+        }
         let spec = Arc::new(self.spec.updated(update));
         let rules = Box::new(self.shared.rules(&spec));
         // The record that is written for the request has the new one.

@@ -1,6 +1,6 @@
 //! Why a request was not carried out.
 
-use aegis_types::{GuestPort, Handle, InstanceId, InstanceState, StopReason};
+use aegis_types::{DiskSize, GuestPort, Handle, InstanceId, InstanceState, StopReason};
 
 use crate::ports::WorkerError;
 
@@ -54,6 +54,14 @@ pub enum Denied {
     KeepsMemory {
         /// Why not.
         why: &'static str,
+    },
+    /// Its disk can only become larger.
+    #[error("the disk of the instance has {has} and cannot be made smaller")]
+    DiskShrinks {
+        /// Its size.
+        has: DiskSize,
+        /// The size that was asked for.
+        wanted: DiskSize,
     },
     /// It is being hibernated at this moment.
     #[error("the instance is being hibernated")]

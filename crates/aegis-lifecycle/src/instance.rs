@@ -112,7 +112,8 @@ impl Instance {
     /// discarded then.
     ///
     /// # Errors
-    /// [`Denied::KeepsMemory`] if saved memory would stay on disk against the new rules; see [`Denied`].
+    /// [`Denied::KeepsMemory`] if saved memory would stay on disk against the new rules; [`Denied::DiskShrinks`]; see
+    /// [`Denied`].
     pub async fn update(&self, update: Update) -> Result<(), Denied> {
         let (reply, answer) = oneshot::channel();
         self.deliver(Request::Update { update: Box::new(update), reply: Reply::Done(reply) }, answer).await

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aegis_types::{Handle, IdlePolicy, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus};
+use aegis_types::{
+    DiskSize, Handle, IdlePolicy, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus,
+};
 use jiff::Timestamp;
 
 /// What was asked for. An [`Update`] makes another one of it; id, name, image, command and mounts never change.
@@ -23,6 +25,8 @@ pub struct InstanceSpec {
     pub workdir: Option<String>,
     /// Guest memory.
     pub memory: Mib,
+    /// Size of the disk that the guest writes. Never becomes smaller.
+    pub disk: DiskSize,
     /// Virtual CPUs.
     pub vcpus: Vcpus,
     /// What it does by itself.
@@ -51,6 +55,8 @@ pub enum Idle {
 pub struct Update {
     /// Guest memory.
     pub memory: Option<Mib>,
+    /// Size of the disk: not below what it is.
+    pub disk: Option<DiskSize>,
     /// Virtual CPUs.
     pub vcpus: Option<Vcpus>,
     /// Environment variables that are added or get another value.
@@ -70,6 +76,7 @@ impl InstanceSpec {
     pub fn updated(&self, update: &Update) -> Self {
         let mut spec = self.clone();
         spec.memory = update.memory.unwrap_or(spec.memory);
+        spec.disk = update.disk.unwrap_or(spec.disk);
         spec.vcpus = update.vcpus.unwrap_or(spec.vcpus);
         spec.env.retain(|name, _| !update.unset_env.contains(name));
         spec.env.extend(update.env.clone());

@@ -26,6 +26,7 @@ fn hello() -> Hello {
         template: false,
         network: None,
         mounts: Vec::new(),
+        disk_bytes: None,
     }
 }
 

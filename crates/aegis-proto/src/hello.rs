@@ -45,6 +45,10 @@ pub struct Hello {
     /// over a stream (see [`crate::fuse`]), by its place in this list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<GuestMount>,
+    /// Length in bytes that the disk of the guest has now, or will have in a moment, when it was shorter in the template
+    /// that the guest is a copy of: its file system is grown before any process runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }
 
 /// A directory of the host, as the guest sees it.
@@ -85,6 +89,7 @@ impl std::fmt::Debug for Hello {
             .field("template", &self.template)
             .field("network", &self.network)
             .field("mounts", &self.mounts)
+            .field("disk_bytes", &self.disk_bytes)
             .finish()
     }
 }
@@ -145,6 +150,7 @@ mod tests {
             template: false,
             network: None,
             mounts: Vec::new(),
+            disk_bytes: None,
         });
         let text = String::from_utf8(hello.encode()).unwrap();
         assert!(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aegis_types::{Handle, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus};
+use aegis_types::{DiskSize, Handle, ImageName, InstanceId, Mib, Mount, Policy, StopReason, Vcpus};
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Row, named_params};
 
@@ -26,6 +26,8 @@ pub struct InstanceRow {
     pub workdir: Option<String>,
     /// Guest memory.
     pub memory: Mib,
+    /// Size of the disk that the guest writes.
+    pub disk: DiskSize,
     /// Virtual CPUs.
     pub vcpus: Vcpus,
     /// What it does by itself.
@@ -61,13 +63,13 @@ pub struct InstanceRow {
 }
 
 const UPSERT: &str = "
-    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, parent_id, mounts, auto_workspace,
+    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, disk_mb, vcpus, policy, parent_id, mounts, auto_workspace,
         created_at, enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
-    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :parent_id, :mounts, :auto_workspace,
+    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :disk_mb, :vcpus, :policy, :parent_id, :mounts, :auto_workspace,
         :created_at, :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
-        workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus, policy = excluded.policy,
+        workdir = excluded.workdir, memory_mb = excluded.memory_mb, disk_mb = excluded.disk_mb, vcpus = excluded.vcpus, policy = excluded.policy,
         parent_id = excluded.parent_id, mounts = excluded.mounts, auto_workspace = excluded.auto_workspace,
         created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
@@ -88,6 +90,7 @@ impl InstanceRow {
             ":env": serde_json::to_string(&self.env).expect("strings serialise"),
             ":workdir": self.workdir,
             ":memory_mb": self.memory.get(),
+            ":disk_mb": self.disk.get(),
             ":vcpus": self.vcpus.get(),
             ":policy": serde_json::to_string(&self.policy).expect("plain data serialises"),
             ":parent_id": self.parent_id.as_ref().map(InstanceId::as_str),
@@ -141,6 +144,7 @@ impl InstanceRow {
             env: columns.json("env")?,
             workdir: columns.get("workdir")?,
             memory: columns.sized("memory_mb", Mib::new)?,
+            disk: columns.sized("disk_mb", DiskSize::new)?,
             vcpus: columns.sized("vcpus", Vcpus::new)?,
             policy: columns.json("policy")?,
             parent_id: columns.parsed_option("parent_id")?,

@@ -33,5 +33,5 @@ pub use secret::{
     SecretUse, WantedSecrets,
 };
 pub use state::{InstanceState, StartKind, StopReason, UnknownStopReason};
-pub use units::{InvalidUnit, Mib, Vcpus};
+pub use units::{DiskSize, InvalidUnit, Mib, Vcpus};
 pub use vm::{Accelerator, Disk, DiskFormat, Ram, VmSpec};

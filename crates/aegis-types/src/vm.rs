@@ -57,6 +57,9 @@ pub struct Disk {
     pub serial: String,
     /// The guest cannot write to it.
     pub read_only: bool,
+    /// Its length in bytes, if it has grown since the state was saved that a VM is restored from: the guest is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grown_to: Option<u64>,
 }
 
 /// Where the memory of a VM is.

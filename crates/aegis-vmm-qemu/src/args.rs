@@ -100,6 +100,16 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, begin: Begin) -> Vec<OsString> 
     args.0
 }
 
+/// Nodes of the disks that have grown since a state was saved, and their lengths in bytes.
+pub(crate) fn grown_disks(spec: &VmSpec) -> Vec<(String, u64)> {
+    let disks = spec.disks.iter().enumerate();
+    disks.filter_map(|(index, disk)| Some((disk_node(index), disk.grown_to?))).collect()
+}
+
+fn disk_node(index: usize) -> String {
+    format!("disk{index}")
+}
+
 /// The memory of the guest. Whatever it comes from has the same name, because saved state is found by name.
 fn memory(spec: &VmSpec, template: Option<RawFd>) -> Value {
     let file = |path: &str, share: bool| json!({"qom-type": "memory-backend-file", "mem-path": path, "share": share});
@@ -162,7 +172,7 @@ impl Arguments {
             "discard": "unmap", "cache": {"direct": false, "no-flush": false},
         });
         let format = json!({
-            "driver": driver, "node-name": format!("disk{index}"), "file": format!("file{index}"),
+            "driver": driver, "node-name": disk_node(index), "file": format!("file{index}"),
             "read-only": disk.read_only, "auto-read-only": false, "discard": "unmap",
         });
         self.option("-blockdev", Some(&file.to_string()));
@@ -170,7 +180,7 @@ impl Arguments {
         // Written as JSON as well, because a serial number is only promised to be ASCII. A full host disk is an
         // error of the guest, not a reason to halt it: nobody would let it go on.
         let device = json!({
-            "driver": "virtio-blk-device", "drive": format!("disk{index}"), "serial": disk.serial,
+            "driver": "virtio-blk-device", "drive": disk_node(index), "serial": disk.serial,
             "werror": "report", "rerror": "report",
         });
         self.option("-device", Some(&device.to_string()));
@@ -203,6 +213,7 @@ mod tests {
             format: DiskFormat::Raw,
             serial: serial.into(),
             read_only,
+            grown_to: None,
         };
         VmSpec {
             vm_id: VmId::from_random(1),

@@ -118,7 +118,14 @@ impl Machine {
         let (kill, killed) = watch::channel(false);
         let (exit_tx, exit) = watch::channel(None);
         let (started_tx, started) = watch::channel(None);
-        let opening = Opening { spawned, qmp: qmp.clone(), ready, incoming, resumed: observed.subscribe() };
+        let opening = Opening {
+            spawned,
+            qmp: qmp.clone(),
+            ready,
+            incoming,
+            resumed: observed.subscribe(),
+            grown: args::grown_disks(spec),
+        };
         let process = Process {
             child,
             console: console.clone(),
@@ -166,6 +173,8 @@ struct Opening {
     /// Descriptor of the saved state in the process.
     incoming: Option<RawFd>,
     resumed: watch::Receiver<Observed>,
+    /// Nodes of disks that are longer than the saved state says, and their lengths.
+    grown: Vec<(String, u64)>,
 }
 
 impl Opening {
@@ -194,6 +203,12 @@ impl Opening {
             Ok(self.spawned.elapsed().saturating_sub(vmm))
         };
         let load = within(LOAD_DEADLINE, "migrate-incoming", resumed).await?;
+        // The files are that long already: this is what tells the guest. Not before: until its state is loaded, QEMU leaves
+        // the disks alone.
+        for (node, bytes) in &self.grown {
+            let length = json!({"node-name": node, "size": bytes});
+            self.qmp.execute_with("block_resize", length).await?;
+        }
         Ok(StartTimes { vmm, load })
     }
 

@@ -65,6 +65,7 @@ fn hello(config: &WorkerConfig) -> Result<Hello, getrandom::Error> {
         template: config.template,
         network: network(config),
         mounts: mounts(config),
+        disk_bytes: config.vm.disks.iter().find_map(|disk| disk.grown_to),
     })
 }
 

@@ -21,6 +21,7 @@ fn config(dir: &Path) -> WorkerConfig {
         format: DiskFormat::Raw,
         serial: name.to_owned(),
         read_only,
+        grown_to: None,
     };
     WorkerConfig {
         instance_id: InstanceId::from_unix_nanos(1),

@@ -176,6 +176,7 @@ impl Daemon {
             Some(launcher) => (launcher, None),
             None => {
                 let machines = Machines {
+                    default_disk: settings.default_disk.value,
                     home: home.clone(),
                     assets: Arc::clone(&assets),
                     images: Arc::clone(&images),

@@ -37,6 +37,7 @@ fn to_row(record: Record) -> InstanceRow {
         env: spec.env,
         workdir: spec.workdir,
         memory: spec.memory,
+        disk: spec.disk,
         vcpus: spec.vcpus,
         policy: spec.policy,
         parent_id: spec.parent,
@@ -73,6 +74,7 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
             env: row.env,
             workdir: row.workdir,
             memory: row.memory,
+            disk: row.disk,
             vcpus: row.vcpus,
             policy: row.policy,
             parent: row.parent_id,
@@ -93,7 +95,7 @@ pub(crate) fn to_record(row: InstanceRow) -> Record {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use aegis_types::{Handle, ImageName, Mib, Mount, MountPoint, Policy, StopReason, Vcpus};
+    use aegis_types::{DiskSize, Handle, ImageName, Mib, Mount, MountPoint, Policy, StopReason, Vcpus};
     use jiff::Timestamp;
 
     use super::*;
@@ -108,6 +110,7 @@ mod tests {
             env: [("K".to_owned(), "V".to_owned())].into(),
             workdir: Some("/srv".into()),
             memory: Mib::DEFAULT,
+            disk: DiskSize::new(300).unwrap(),
             vcpus: Vcpus::DEFAULT,
             policy: Policy { no_hibernate: true, ..Policy::default() },
             parent: Some(InstanceId::from_unix_nanos(7)),

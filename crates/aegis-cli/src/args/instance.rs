@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use aegis_types::{
-    Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Mount, RestartPolicy, SecretFile, SecretUse, Vcpus,
+    DiskSize, Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Mount, RestartPolicy, SecretFile,
+    SecretUse, Vcpus,
 };
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::Format;
 use super::values::{
-    Variable, Workspace, cpus, duration_text, guest_dir, idle_policy, memory, mount, net, time, timeout,
-    variable, variable_or_secret, workspace,
+    Variable, Workspace, cpus, disk, duration_text, guest_dir, idle_policy, memory, mount, net, time,
+    timeout, variable, variable_or_secret, workspace,
 };
 
 #[derive(Debug, Args)]
@@ -24,6 +25,10 @@ pub(crate) struct InstanceOptions {
     /// Memory in MiB
     #[arg(long, value_name = "MB", value_parser = memory)]
     pub(crate) memory: Option<Mib>,
+    /// Size of its disk, such as 10G, or in MiB: more cannot be written in its guest, the workspace aside. Space of this
+    /// machine is taken when it is used [default: the daemon's, 10G]
+    #[arg(long, value_name = "SIZE", value_parser = disk)]
+    pub(crate) disk: Option<DiskSize>,
     /// Virtual CPUs
     #[arg(long, visible_alias = "vcpus", value_name = "N", value_parser = cpus)]
     pub(crate) cpus: Option<Vcpus>,
@@ -146,11 +151,12 @@ pub(crate) struct Target {
 }
 
 /// What describes a new instance makes no sense for one that is there.
-const OPTIONS: [&str; 18] = [
+const OPTIONS: [&str; 19] = [
     "command",
     "name",
     "image",
     "memory",
+    "disk",
     "cpus",
     "env",
     "env_literal",

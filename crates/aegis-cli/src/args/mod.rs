@@ -6,7 +6,7 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{IdlePolicy, ImageName, Mib, NetRule, SecretFile, SecretName, SecretUse, Vcpus};
+use aegis_types::{DiskSize, IdlePolicy, ImageName, Mib, NetRule, SecretFile, SecretName, SecretUse, Vcpus};
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use jiff::Timestamp;
@@ -15,7 +15,9 @@ pub(crate) use self::instance::{
     Goal, InstanceCommand, InstanceOptions, Keepalive, List, Start, Target, Wait,
 };
 pub(crate) use self::values::Variable;
-use self::values::{cpus, duration_text, guest_dir, idle_policy, memory, since, time, timeout, variable};
+use self::values::{
+    cpus, disk, duration_text, guest_dir, idle_policy, memory, since, time, timeout, variable,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -79,7 +81,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Change memory, CPUs, environment or idle settings of an instance
+    /// Change memory, disk, CPUs, environment or idle settings of an instance
     Update(Update),
     /// Show what an instance has written
     Logs(Logs),
@@ -194,7 +196,7 @@ pub(crate) struct Cp {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("change").multiple(true).required(true).args([
-    "memory", "cpus", "env", "unset_env", "pause_after", "never_pause", "hibernate_after", "no_hibernate",
+    "memory", "disk", "cpus", "env", "unset_env", "pause_after", "never_pause", "hibernate_after", "no_hibernate",
     "idle_policy",
 ]))]
 pub(crate) struct Update {
@@ -203,6 +205,9 @@ pub(crate) struct Update {
     /// Memory in MiB, from the next start on
     #[arg(long, value_name = "MB", value_parser = memory)]
     pub(crate) memory: Option<Mib>,
+    /// Size of its disk, such as 20G, or in MiB: not below what it has. It grows at the next boot
+    #[arg(long, value_name = "SIZE", value_parser = disk)]
+    pub(crate) disk: Option<DiskSize>,
     /// Virtual CPUs, from the next start on
     #[arg(long, visible_alias = "vcpus", value_name = "N", value_parser = cpus)]
     pub(crate) cpus: Option<Vcpus>,

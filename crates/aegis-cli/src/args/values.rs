@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_types::{IdlePolicy, Mib, Mount, NetPolicy, SecretName, SecretUse, Vcpus, parse_duration};
+use aegis_types::{
+    DiskSize, IdlePolicy, Mib, Mount, NetPolicy, SecretName, SecretUse, Vcpus, parse_duration,
+};
 use jiff::Timestamp;
 
 /// Longer than anybody waits, and short enough for every clock.
@@ -15,6 +17,28 @@ fn number(text: &str) -> Result<u64, String> {
 
 pub(super) fn memory(text: &str) -> Result<Mib, String> {
     Mib::new(number(text)?).map_err(|e| e.to_string())
+}
+
+/// A number of MiB, or one with a unit. Units are powers of 1024, however they are spelled.
+pub(super) fn disk(text: &str) -> Result<DiskSize, String> {
+    let unknown = || "write a number of MiB, or one with K, M, G or T such as `10G`".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits);
+    let number: u64 = digits.parse().map_err(|_| unknown())?;
+    let unit = unit.to_ascii_uppercase();
+    let kib: u64 = match unit.strip_suffix("IB").or_else(|| unit.strip_suffix('B')).unwrap_or(&unit) {
+        "K" => 1,
+        "M" => 1 << 10,
+        "G" => 1 << 20,
+        "T" => 1 << 30,
+        "" if unit.is_empty() => 1 << 10,
+        _ => return Err(unknown()),
+    };
+    let kib = number.checked_mul(kib).ok_or("it is too large")?;
+    if !kib.is_multiple_of(1 << 10) {
+        return Err("it must be a whole number of MiB".to_owned());
+    }
+    DiskSize::new(kib >> 10).map_err(|e| e.to_string())
 }
 
 pub(super) fn cpus(text: &str) -> Result<Vcpus, String> {
@@ -149,6 +173,35 @@ pub(super) fn idle_policy(text: &str) -> Result<IdlePolicy, String> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn sizes_of_disks_have_units() {
+        for (text, mib) in [
+            ("300", 300),
+            ("300M", 300),
+            ("10G", 10 << 10),
+            ("10g", 10 << 10),
+            ("10GiB", 10 << 10),
+            ("10gb", 10 << 10),
+            ("1T", 1 << 20),
+            ("131072K", 128),
+        ] {
+            assert_eq!(disk(text).map(DiskSize::get), Ok(mib), "{text}");
+        }
+        for bad in
+            ["", "G", "-1G", "1.5G", "10X", "10iB", "10B", "10 G", "10GG", "1P", "٣G", "99999999999999999999"]
+        {
+            assert!(disk(bad).unwrap_err().starts_with("write a number of MiB"), "{bad:?}");
+        }
+        assert_eq!(disk("18446744073709551615G"), Err("it is too large".to_owned()));
+        assert_eq!(disk("65537K"), Err("it must be a whole number of MiB".to_owned()));
+        for out in ["63M", "0", "2T"] {
+            assert!(
+                disk(out).unwrap_err().starts_with("disk size in MiB must be between 64 and 1048576"),
+                "{out}"
+            );
+        }
+    }
 
     #[test]
     fn variables_split_at_the_first_equals_sign() {

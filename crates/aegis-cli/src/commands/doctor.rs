@@ -152,6 +152,7 @@ async fn check_asset(asset: Asset, label: &'static str, home: &Home, daemon: Opt
 fn setting_lines(settings: &Settings) -> Vec<SettingLine> {
     let Settings {
         default_memory,
+        default_disk,
         default_vcpus,
         default_image,
         accelerator,
@@ -173,6 +174,7 @@ fn setting_lines(settings: &Settings) -> Vec<SettingLine> {
     };
     vec![
         SettingLine::new("default_memory_mb", default_memory.value.get(), default_memory.source),
+        SettingLine::new("default_disk_mb", default_disk.value.get(), default_disk.source),
         SettingLine::new("default_cpus", default_vcpus.value.get(), default_vcpus.source),
         SettingLine::new("default_image", &default_image.value, default_image.source),
         SettingLine::new("accelerator", accelerator.value, accelerator.source),

@@ -112,6 +112,7 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> Result<CreateInst
         secret_files: wanted.files,
         workdir: options.workdir,
         memory_mb: options.memory,
+        disk_mb: options.disk,
         vcpus: options.cpus,
         exposes: options.expose.into_iter().map(ExposeRequest::from).collect(),
         workspace_read_only: options.workspace.as_ref().is_some_and(|workspace| workspace.read_only),

@@ -1,6 +1,7 @@
 //! `aegis template`.
 
 use aegis_api::{BuildTemplate, PruneTemplates, TemplateState, TemplateSummary};
+use aegis_types::DiskSize;
 
 use super::Context;
 use crate::args::TemplateCommand;
@@ -31,7 +32,7 @@ async fn list(context: &Context, json: bool) -> Result<(), CliError> {
         return ui::print("No templates\n");
     }
     let rows: Vec<_> = templates.iter().map(row).collect();
-    let header = ["KEY", "IMAGE", "MEMORY", "CPUS", "SIZE", "STATE", "CREATED", "LAST USED"];
+    let header = ["KEY", "IMAGE", "MEMORY", "CPUS", "DISK", "SIZE", "STATE", "CREATED", "LAST USED"];
     ui::print(&ui::table(header, &rows))?;
     for template in &templates {
         if let Some(problem) = &template.problem {
@@ -41,13 +42,14 @@ async fn list(context: &Context, json: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-fn row(template: &TemplateSummary) -> [String; 8] {
+fn row(template: &TemplateSummary) -> [String; 9] {
     let loaded = if template.loaded { ", loaded" } else { "" };
     [
         short(template),
         template.image.to_string(),
         template.memory_mb.to_string(),
         template.vcpus.get().to_string(),
+        DiskSize::new(template.disk_mb).map_or_else(|_| "-".to_owned(), |size| size.to_string()),
         ui::size(template.size_bytes),
         format!("{}{loaded}", template.state.as_str()),
         ui::time(template.created_at),

@@ -12,6 +12,7 @@ pub(crate) async fn run(context: &Context, args: Update) -> Result<(), CliError>
     let target = &args.target.target;
     let update = UpdateInstance {
         memory_mb: args.memory,
+        disk_mb: args.disk,
         vcpus: args.cpus,
         env: args.env.into_iter().collect(),
         unset_env: args.unset_env,

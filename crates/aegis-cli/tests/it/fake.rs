@@ -197,7 +197,7 @@ pub(crate) fn entry(source: &str, stream: &str, line: &str) -> String {
 /// Everything about `inst-1`, with more fields.
 pub(crate) fn info(state: &str, more: &str) -> String {
     format!(
-        r#"{{"id":"inst-1","state":"{state}","enabled":true,"command":["x"],"image_ref":"base","memory_mb":512,
+        r#"{{"id":"inst-1","state":"{state}","enabled":true,"command":["x"],"image_ref":"base","memory_mb":512,"disk_mb":10240,
         "vcpus":1,"created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z","active_execs":0{more}}}"#
     )
 }

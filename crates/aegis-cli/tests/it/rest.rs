@@ -71,7 +71,7 @@ fn a_lease_is_taken_and_given_up() {
 
 #[test]
 fn templates_are_a_table_and_their_problems_warnings() {
-    let templates = r#"[{"key":"0123456789abcdef","image":"base","memory_mb":512,"vcpus":1,"size_bytes":52428800,
+    let templates = r#"[{"key":"0123456789abcdef","image":"base","memory_mb":512,"disk_mb":10240,"vcpus":1,"size_bytes":52428800,
         "created_at":"2026-01-01T00:00:00Z","last_used_at":"2026-01-02T00:00:00Z","state":"ready","loaded":true},
         {"key":"fedcba9876543210","image":"tools:1","memory_mb":256,"vcpus":2,"size_bytes":0,
         "created_at":"2026-01-01T00:00:00Z","state":"failed","problem":"the guest did not answer"}]"#;
@@ -79,9 +79,9 @@ fn templates_are_a_table_and_their_problems_warnings() {
     assert_snapshot!(fake.aegis(&["template", "list"]), @r"
     exit: 0
     --- stdout
-    KEY           IMAGE    MEMORY   CPUS  SIZE      STATE          CREATED               LAST USED
-    0123456789ab  base     512 MiB  1     50.0 MiB  ready, loaded  2026-01-01T00:00:00Z  2026-01-02T00:00:00Z
-    fedcba987654  tools:1  256 MiB  2     0 B       failed         2026-01-01T00:00:00Z  -
+    KEY           IMAGE    MEMORY   CPUS  DISK    SIZE      STATE          CREATED               LAST USED
+    0123456789ab  base     512 MiB  1     10 GiB  50.0 MiB  ready, loaded  2026-01-01T00:00:00Z  2026-01-02T00:00:00Z
+    fedcba987654  tools:1  256 MiB  2     -       0 B       failed         2026-01-01T00:00:00Z  -
     --- stderr
     warning: template fedcba987654: the guest did not answer
     ");

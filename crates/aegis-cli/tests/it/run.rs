@@ -84,13 +84,15 @@ fn options_reach_the_daemon() {
         "A=b",
         "--workdir",
         "/srv",
+        "--disk",
+        "1G",
         "--",
         "sh",
         "-c",
         "echo -- hi",
     ];
     assert_eq!(fake.output(&args).status.code(), Some(0));
-    let body = r#"{"command":["sh","-c","echo -- hi"],"handle":"web","image_ref":"tools:1","env":{"A":"b"},"workdir":"/srv","memory_mb":256,"vcpus":2,"ephemeral":true}"#;
+    let body = r#"{"command":["sh","-c","echo -- hi"],"handle":"web","image_ref":"tools:1","env":{"A":"b"},"workdir":"/srv","memory_mb":256,"disk_mb":1024,"vcpus":2,"ephemeral":true}"#;
     assert!(fake.requests().contains(&format!("POST /v1/instances {body}")));
 }
 

@@ -24,7 +24,7 @@ fn alone_it_shows_its_usage_and_fails() {
       exec         Run a command in an instance
       cp           Copy files between this machine and an instance
       inspect      Show everything about an instance or an image, as JSON
-      update       Change memory, CPUs, environment or idle settings of an instance
+      update       Change memory, disk, CPUs, environment or idle settings of an instance
       logs         Show what an instance has written
       net          Show and change what instances may reach in the network
       image        Manage images

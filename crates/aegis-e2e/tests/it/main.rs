@@ -5,6 +5,7 @@ mod bench;
 mod boot;
 mod crash;
 mod crash_rest;
+mod disk;
 mod exec;
 mod guest;
 mod hibernate;

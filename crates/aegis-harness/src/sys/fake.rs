@@ -2,7 +2,7 @@
 //!
 //! Dropping it, or [`FakeSys::destroy`], ends every process it started, as pulling the plug of a VM would.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,12 @@ pub enum Call {
     SignalAll(u8),
     Sync,
     ReadOnly,
+    GrowDisk(u64),
     PowerOff,
 }
+
+/// Length of the writable disk of a machine of which nothing else was said.
+pub const DISK_BYTES: u64 = 10 << 30;
 
 /// The fake machine.
 pub struct FakeSys {
@@ -56,6 +60,9 @@ struct State {
     calls: Vec<Call>,
     files: BTreeMap<PathBuf, Vec<u8>>,
     disks: BTreeSet<String>,
+    /// Lengths that the writable disk has one after the other, each time that somebody looks.
+    disk_bytes: VecDeque<u64>,
+    broken_growth: bool,
     broken_mount: Option<String>,
     broken_file: Option<PathBuf>,
     /// The kernel's ends.
@@ -94,6 +101,20 @@ impl FakeSys {
     #[must_use]
     pub fn without_disks(self) -> Self {
         self.lock().disks.clear();
+        self
+    }
+
+    /// The same with a writable disk that has these lengths one after the other, each time that somebody looks.
+    #[must_use]
+    pub fn with_disk_bytes(self, lengths: &[u64]) -> Self {
+        self.lock().disk_bytes = lengths.iter().copied().collect();
+        self
+    }
+
+    /// The same, but the file system of the writable disk cannot be grown.
+    #[must_use]
+    pub fn with_broken_growth(self) -> Self {
+        self.lock().broken_growth = true;
         self
     }
 
@@ -243,6 +264,22 @@ impl Sys for FakeSys {
 
     fn switch_root(&self, new_root: &str, _: &[&str]) -> io::Result<()> {
         self.record(Call::SwitchRoot(new_root.to_owned()))
+    }
+
+    fn disk_bytes(&self, serial: &str) -> io::Result<u64> {
+        let mut state = self.lock();
+        if !state.disks.contains(serial) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        // The last one stays.
+        let next = if state.disk_bytes.len() > 1 { state.disk_bytes.pop_front() } else { None };
+        Ok(next.or_else(|| state.disk_bytes.front().copied()).unwrap_or(DISK_BYTES))
+    }
+
+    fn grow_disk(&self, bytes: u64) -> io::Result<()> {
+        let mut state = self.lock();
+        state.calls.push(Call::GrowDisk(bytes));
+        if state.broken_growth { Err(io::ErrorKind::PermissionDenied.into()) } else { Ok(()) }
     }
 
     fn loopback_up(&self) -> io::Result<()> {

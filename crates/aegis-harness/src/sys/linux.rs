@@ -128,6 +128,26 @@ impl Sys for LinuxSys {
         Ok(())
     }
 
+    fn disk_bytes(&self, serial: &str) -> io::Result<u64> {
+        let device = self.find_disk(serial)?.ok_or(io::ErrorKind::NotFound)?;
+        let name = device.file_name().ok_or(io::ErrorKind::NotFound)?;
+        let sectors = fs::read_to_string(Path::new("/sys/block").join(name).join("size"))?;
+        let sectors: u64 = sectors.trim_end().parse().map_err(io::Error::other)?;
+        Ok(sectors.saturating_mul(SECTOR_BYTES))
+    }
+
+    fn grow_disk(&self, bytes: u64) -> io::Result<()> {
+        let disks = self.disks.lock().expect("no panic while held");
+        let disk = disks.first().ok_or(io::ErrorKind::NotFound)?;
+        // The one that we have is for its name alone.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(disk, ".", flags, Mode::empty())?;
+        let block_bytes = rustix::fs::fstatvfs(&root)?.f_bsize.max(1);
+        let blocks: u64 = bytes / block_bytes;
+        // SAFETY: the call reads one number, which lives during the call.
+        check(unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) })
+    }
+
     fn loopback_up(&self) -> io::Result<()> {
         loopback_up()
     }
@@ -523,6 +543,11 @@ fn loopback_up() -> io::Result<()> {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request))
     }
 }
+
+/// What sysfs counts disks in, whatever the sectors of a disk are.
+const SECTOR_BYTES: u64 = 512;
+/// `_IOW('f', 16, __u64)`: Documentation/filesystems/ext4 of the kernel. Its argument is a number of blocks.
+const EXT4_IOC_RESIZE_FS: c_ulong = 0x4008_6610;
 
 /// random(4).
 const RNDADDENTROPY: c_ulong = 0x4008_5203;

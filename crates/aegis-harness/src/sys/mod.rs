@@ -129,6 +129,11 @@ pub trait Sys: Send + Sync + 'static {
     /// Makes `new_root` the root of every process, takes `/dev`, `/proc` and `/sys` along and frees the initial
     /// file system. `disks` are mount points that cannot be reached by name afterwards.
     fn switch_root(&self, new_root: &str, disks: &[&str]) -> io::Result<()>;
+    /// Length in bytes of the disk with this serial number.
+    fn disk_bytes(&self, serial: &str) -> io::Result<u64>;
+    /// Has the file system of the first disk that was given to [`Sys::switch_root`] fill so many bytes of it. One that does
+    /// is left alone, a larger one is an error.
+    fn grow_disk(&self, bytes: u64) -> io::Result<()>;
     /// Brings the loopback interface up.
     fn loopback_up(&self) -> io::Result<()>;
     /// Gives the other interface its addresses and its routes, and brings it up. Idempotent.

@@ -1,6 +1,6 @@
 //! Boot order, and what the host hears when the root cannot be made.
 
-use aegis_harness::sys::fake::{Call, FakeSys};
+use aegis_harness::sys::fake::{Call, DISK_BYTES, FakeSys};
 use aegis_link::rpc::CallError;
 use aegis_proto::control::StartFailureKind;
 
@@ -53,12 +53,21 @@ async fn the_root_is_complete_before_a_process_runs() {
     assert!(module("erofs.ko") < mounted("erofs", "/aegis/lower"));
     assert!(mounted("overlay", "/aegis/root") < at(Call::SwitchRoot("/aegis/root".to_owned())));
     assert!(at(Call::SwitchRoot("/aegis/root".to_owned())) < mounted("devpts", "/dev/pts"));
+    let grown = at(Call::GrowDisk(DISK_BYTES));
+    assert!(at(Call::SwitchRoot("/aegis/root".to_owned())) < grown);
+    assert!(grown < at(Call::WriteFile("/etc/machine-id".into())));
     // The greeting did not wait for the disks, and the files of the identity did.
     assert!(at(Call::Hostname("web".to_owned())) < module("virtio_blk.ko"));
     assert!(at(Call::LoopbackUp) < at(Call::WriteFile("/etc/machine-id".into())));
     assert_eq!(vm.sys.file("/etc/machine-id").unwrap(), format!("{}\n", hello().machine_id).as_bytes());
     assert_eq!(vm.sys.file("/etc/hostname").unwrap(), b"web\n");
     assert!(vm.sys.file("/etc/hosts").unwrap().starts_with(b"127.0.0.1\tlocalhost\n127.0.1.1\tweb\n"));
+}
+
+#[tokio::test]
+async fn a_disk_that_cannot_be_filled_is_used_as_it_is() {
+    let vm = Vm::on(FakeSys::new().with_broken_growth());
+    vm.link().await.run(sh("true")).await.unwrap();
 }
 
 #[tokio::test]

@@ -121,6 +121,38 @@ async fn a_template_is_nobody_until_it_is_greeted_again() {
     assert!(String::from_utf8(vm.sys.file("/etc/hosts").unwrap()).unwrap().contains("\tweb\n"));
 }
 
+/// A guest that was a template with a disk of 64 MiB and is somebody with one of 300 MiB now, and what becomes of a command.
+async fn cloned_with_a_longer_disk(sys: FakeSys) -> (Vm, Result<Started, CallError>) {
+    let vm = Vm::on(sys.with_disk_bytes(&[64 << 20, 64 << 20, 64 << 20, 300 << 20]));
+    let port = vm.serve_port();
+    let (link, _) = within(greet(port, Hello { template: true, ..hello() })).await.unwrap();
+    let carrier = within(link.park()).await.unwrap();
+    let greeting = Hello { disk_bytes: Some(300 << 20), ..hello() };
+    let (link, _) = within(greet(carrier, greeting)).await.unwrap();
+    let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
+    let started = within(control.call(RUN, &Run { process: sh("true"), secret_files: Vec::new() })).await;
+    (vm, started)
+}
+
+#[tokio::test]
+async fn a_clone_with_a_longer_disk_fills_it_as_soon_as_it_sees_it() {
+    let (vm, started) = cloned_with_a_longer_disk(FakeSys::new()).await;
+    started.unwrap();
+    let calls = vm.sys.calls();
+    let grown: Vec<_> = calls.iter().filter(|call| matches!(call, Call::GrowDisk(_))).collect();
+    assert_eq!(grown, [&Call::GrowDisk(64 << 20), &Call::GrowDisk(300 << 20)]);
+    let at = |wanted: &Call| calls.iter().position(|call| call == wanted).unwrap();
+    assert!(at(grown[1]) < at(&Call::WriteFile("/etc/machine-id".into())));
+}
+
+#[tokio::test]
+async fn a_clone_whose_disk_stays_short_runs_nothing() {
+    let (_vm, started) = cloned_with_a_longer_disk(FakeSys::new().with_broken_growth()).await;
+    let Err(CallError::Rpc(error)) = started else { panic!("it must fail") };
+    let message = "cannot grow the file system of the writable root disk to 314572800 bytes";
+    assert!(error.message.contains(message), "{error}");
+}
+
 #[tokio::test]
 async fn files_of_secrets_are_in_memory_before_the_command_runs() {
     let vm = Vm::on(FakeSys::new());

@@ -79,6 +79,7 @@ pub(crate) fn hello() -> Hello {
         template: false,
         network: None,
         mounts: Vec::new(),
+        disk_bytes: None,
     }
 }
 

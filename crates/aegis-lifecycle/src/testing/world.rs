@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aegis_proto::logs::LogLine;
-use aegis_types::{Handle, ImageName, InstanceId, InstanceState, Mib, Policy, Vcpus, VmId};
+use aegis_types::{DiskSize, Handle, ImageName, InstanceId, InstanceState, Mib, Policy, Vcpus, VmId};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -34,6 +34,7 @@ pub(crate) fn with_policy(n: u64, handle: &str, policy: Policy) -> InstanceSpec 
         env: BTreeMap::new(),
         workdir: None,
         memory: Mib::DEFAULT,
+        disk: DiskSize::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         policy,
         parent: None,

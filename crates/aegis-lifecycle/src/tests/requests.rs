@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aegis_types::{InstanceState, Mib, StopReason};
+use aegis_types::{DiskSize, InstanceState, Mib, StopReason};
 
 use super::running;
 use crate::record::{Idle, Update};
@@ -176,6 +176,20 @@ async fn shutdown_uses_force_after_the_grace() {
     guest.set(|s| s.ignores_stop = true);
     manager.shutdown(Duration::from_secs(1), false).await;
     assert!(!guest.is_alive());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_may_grow_and_nothing_of_an_update_that_shrinks_it_is_done() {
+    let (world, _manager, instance, _guest) = running().await;
+    let size = |mib| DiskSize::new(mib).unwrap();
+    let shrink = Update { disk: Some(size(300)), memory: Some(Mib::new(1024).unwrap()), ..Update::default() };
+    let denied = instance.update(shrink).await.unwrap_err();
+    assert_eq!(denied, Denied::DiskShrinks { has: DiskSize::DEFAULT, wanted: size(300) });
+    assert_eq!(instance.status().spec.memory, Mib::DEFAULT);
+    instance.update(Update { disk: Some(size(20 << 10)), ..Update::default() }).await.unwrap();
+    assert_eq!(world.record(1).unwrap().spec.disk, size(20 << 10));
+    let back = Update { disk: Some(DiskSize::DEFAULT), ..Update::default() };
+    assert!(matches!(instance.update(back).await, Err(Denied::DiskShrinks { .. })));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aegis_store::{ExposeRow, InstanceRow, Sealed, SecretRow, Store, StoreError};
 use aegis_types::{
-    GuestPort, Handle, IdlePolicy, ImageName, InstanceId, Mib, Mount, MountPoint, Policy, Protocol,
+    DiskSize, GuestPort, Handle, IdlePolicy, ImageName, InstanceId, Mib, Mount, MountPoint, Policy, Protocol,
     PublicPort, RestartPolicy, SecretName, StopReason, Vcpus, WantedSecrets,
 };
 use jiff::Timestamp;
@@ -23,6 +23,7 @@ fn row(id: u64) -> InstanceRow {
         env: [("K".to_owned(), "V=\u{1F600}".to_owned())].into(),
         workdir: Some("/srv".into()),
         memory: Mib::new(256).unwrap(),
+        disk: DiskSize::new(2048).unwrap(),
         vcpus: Vcpus::new(2).unwrap(),
         policy: Policy { ephemeral: true, ..Policy::default() },
         parent_id: Some(InstanceId::from_unix_nanos(9)),

@@ -4,6 +4,7 @@
 
 mod adoption;
 mod boot;
+mod disk;
 mod exec;
 mod faults;
 mod files;

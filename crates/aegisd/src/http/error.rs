@@ -100,6 +100,10 @@ pub(super) fn denied(action: &str, instance: &Instance, denied: Denied) -> ApiEr
         Denied::ParentStopped => refused(ErrorCode::WrongState, "the instance that it belongs to is stopped")
             .with_hint("start its parent first: `aegis instance info` names it"),
         Denied::KeepsMemory { why } => refused(ErrorCode::WrongState, why),
+        Denied::DiskShrinks { has, wanted } => ApiError::invalid(format!(
+            "cannot {action} instance `{name}`: its disk has {has} and cannot shrink to {wanted}"
+        ))
+        .with_hint("a disk can only grow: for a smaller one create another instance and copy its files with `aegis cp`"),
         Denied::Hibernating => {
             refused(ErrorCode::WrongState, "it is being hibernated").with_hint("try again in a moment")
         }

@@ -90,6 +90,7 @@ fn summary(info: TemplateInfo) -> TemplateSummary {
         key: info.key,
         image: info.image,
         memory_mb: info.memory,
+        disk_mb: info.disk_bytes >> 20,
         vcpus: info.vcpus,
         size_bytes: info.size_bytes,
         created_at: info.created_at,

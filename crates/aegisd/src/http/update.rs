@@ -2,7 +2,7 @@
 //!
 //! Idle times and policies hold at once. Memory, CPUs and environment belong to a VM and its command, so they wait for the next
 //! start; a VM that was saved with another memory or other CPUs cannot go on in the new one, and its instance boots from
-//! its disk then. The disk is never touched.
+//! its disk then. A larger disk waits for the next boot: a saved VM goes on with the one that it knows.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::instances::{Answer, check_env};
 /// Longest idle time: clocks of every kind can still count it.
 const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Changes memory, CPUs, environment or idle settings of an instance.
+/// Changes memory, disk, CPUs, environment or idle settings of an instance.
 #[utoipa::path(
     patch,
     path = "/v1/instances/{target}",
@@ -33,7 +33,8 @@ pub(super) async fn update(
     instance.update(update).await.map_err(|e| denied("update", &instance, e))?;
     let now = instance.status();
     let machine = (before.spec.memory, before.spec.vcpus) != (now.spec.memory, now.spec.vcpus);
-    let waits = machine || before.spec.env != now.spec.env;
+    let disk = before.spec.disk != now.spec.disk;
+    let waits = machine || disk || before.spec.env != now.spec.env;
     let mut warnings = Vec::new();
     if machine && now.state != InstanceState::Stopped {
         let what = if now.state == InstanceState::Hibernated {
@@ -43,6 +44,12 @@ pub(super) async fn update(
         };
         warnings
             .push(format!("{what} does not fit the new machine: after a hibernation it boots from its disk"));
+    }
+    if disk && !machine && now.state == InstanceState::Hibernated {
+        warnings.push(format!(
+            "it goes on from its memory with the disk that it has: {} from its next restart on",
+            now.spec.disk
+        ));
     }
     Ok(axum::Json(UpdatedInstance {
         id: now.spec.id.clone(),
@@ -62,6 +69,7 @@ fn checked(request: UpdateInstance) -> Result<Update, ApiError> {
     }
     Ok(Update {
         memory: request.memory_mb,
+        disk: request.disk_mb,
         vcpus: request.vcpus,
         env: request.env,
         unset_env: request.unset_env,

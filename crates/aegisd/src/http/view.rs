@@ -98,6 +98,7 @@ pub(super) fn info(
         command: spec.command.clone(),
         image_ref: spec.image.clone(),
         memory_mb: spec.memory,
+        disk_mb: spec.disk,
         vcpus: spec.vcpus,
         env_keys: spec.env.keys().cloned().collect(),
         secret_keys: wanted.variables,

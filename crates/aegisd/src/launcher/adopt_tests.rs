@@ -10,7 +10,9 @@ use aegis_lifecycle::record::InstanceSpec;
 use aegis_link::rpc::{Handler, serve};
 use aegis_proto::jsonrpc::RpcError;
 use aegis_proto::worker::{CONSOLE_FILE, EXIT_FILE, STREAMS_SOCKET, WorkerConfig};
-use aegis_types::{Accelerator, ImageName, Mib, Mount, MountPoint, Policy, Ram, Vcpus, VmId, VmSpec};
+use aegis_types::{
+    Accelerator, DiskSize, ImageName, Mib, Mount, MountPoint, Policy, Ram, Vcpus, VmId, VmSpec,
+};
 use tokio::net::UnixListener;
 
 use super::super::{process, spawn};
@@ -43,7 +45,8 @@ fn fixture() -> Fixture {
     let boot_timeout = Duration::from_secs(1);
     let networks = Arc::new(Networks::new(home.clone(), &Environment::from_fn(|_| None)));
     let workspaces = Arc::new(Workspaces::new(home.clone()));
-    let machines = Machines { home: home.clone(), assets, images, digests, boot_timeout };
+    let default_disk = DiskSize::DEFAULT;
+    let machines = Machines { default_disk, home: home.clone(), assets, images, digests, boot_timeout };
     let launcher = Launcher::new(machines, accel, networks, workspaces, TemplateOptions::default());
     Fixture { _dir: dir, home, launcher }
 }
@@ -221,6 +224,7 @@ async fn removing_an_instance_removes_every_file_and_is_idempotent() {
         env: std::collections::BTreeMap::new(),
         workdir: None,
         memory: Mib::DEFAULT,
+        disk: DiskSize::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         policy: Policy::default(),
         parent: None,

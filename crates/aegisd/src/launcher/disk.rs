@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aegis_config::Home;
-use aegis_types::InstanceId;
+use aegis_types::{DiskSize, InstanceId};
 
 use super::files::{self, Flush};
 use crate::saved::host_boot;
@@ -39,16 +39,45 @@ pub(super) fn exists(home: &Home, id: &InstanceId) -> bool {
     removed.is_err()
 }
 
-/// Makes the disk of an instance, a copy of `from`.
-pub(super) fn make(home: &Home, id: &InstanceId, from: &Path, ephemeral: bool) -> io::Result<()> {
+/// Makes the disk of an instance, a copy of `from` that has this size. Says whether it is longer than `from`: the guest
+/// grows the file system in it.
+///
+/// # Errors
+/// A `from` that is larger is not used: the guest could write more than it may.
+pub(super) fn make(
+    home: &Home,
+    id: &InstanceId,
+    from: &Path,
+    size: DiskSize,
+    ephemeral: bool,
+) -> io::Result<bool> {
+    let length = fs::metadata(from)?.len();
+    if length > size.bytes() {
+        return Err(io::Error::other(format!(
+            "{}, which it would be a copy of, is larger than {size}",
+            from.display()
+        )));
+    }
     let dir = home.instance_dir(id);
     files::make_dir(&dir)?;
-    if ephemeral {
+    let flush = if ephemeral {
         files::write_atomically(&dir.join(BOOT_FILE), host_boot().as_bytes())?;
-        files::copy_sparse(from, &path(home, id), Flush::Later)
+        Flush::Later
     } else {
-        files::copy_sparse(from, &path(home, id), Flush::Now)
+        Flush::Now
+    };
+    files::copy_sparse(from, &path(home, id), size.bytes(), flush)?;
+    Ok(length < size.bytes())
+}
+
+/// Gives the disk of an instance without a VM this size if it is smaller. The guest grows the file system when it boots.
+pub(super) fn grow(home: &Home, id: &InstanceId, size: DiskSize) -> io::Result<()> {
+    let disk = fs::File::options().write(true).open(path(home, id))?;
+    if disk.metadata()?.len() < size.bytes() {
+        disk.set_len(size.bytes())?;
+        disk.sync_all()?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -65,14 +94,14 @@ mod tests {
         fs::write(&template, "empty").unwrap();
         for (id, ephemeral) in [(&lasting, false), (&fleeting, true)] {
             assert!(!exists(&home, id));
-            make(&home, id, &template, ephemeral).unwrap();
+            assert!(make(&home, id, &template, DiskSize::MIN, ephemeral).unwrap(), "it is longer");
             assert!(exists(&home, id));
         }
         // What the host would find after a crash.
         fs::write(home.instance_dir(&fleeting).join(BOOT_FILE), "earlier").unwrap();
         assert!(exists(&home, &lasting) && !exists(&home, &fleeting));
         assert!(!path(&home, &fleeting).exists());
-        make(&home, &fleeting, &template, true).unwrap();
+        make(&home, &fleeting, &template, DiskSize::MIN, true).unwrap();
         assert!(exists(&home, &fleeting));
     }
 }

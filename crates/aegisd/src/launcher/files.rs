@@ -58,9 +58,9 @@ pub(crate) enum Flush {
     Later,
 }
 
-/// Copies a file without filling its holes, sharing its blocks where the file system can. The copy appears complete,
-/// or it does not appear.
-pub(crate) fn copy_sparse(from: &Path, to: &Path, flush: Flush) -> io::Result<()> {
+/// Copies a file without filling its holes, sharing its blocks where the file system can. A hole makes the copy at least
+/// `length_min` bytes long. It appears complete, or it does not appear.
+pub(crate) fn copy_sparse(from: &Path, to: &Path, length_min: u64, flush: Flush) -> io::Result<()> {
     let source = File::open(from)?;
     let fresh = fresh_name(to);
     let copy = create(&fresh)?;
@@ -69,6 +69,8 @@ pub(crate) fn copy_sparse(from: &Path, to: &Path, flush: Flush) -> io::Result<()
         // Not on one file system, or not one that shares blocks.
         Err(_) => copy_data(&source, &copy),
     };
+    let copied = copied
+        .and_then(|()| if copy.metadata()?.len() < length_min { copy.set_len(length_min) } else { Ok(()) });
     let flushed = copied.and_then(|()| if flush == Flush::Now { copy.sync_all() } else { Ok(()) });
     let finished = flushed.and_then(|()| fs::rename(&fresh, to));
     if finished.is_err() {
@@ -190,8 +192,11 @@ mod tests {
         // Whether there are holes at all depends on the file system below the tests.
         assert!(blocks(&to) <= blocks(&from).max(64), "{} of {}", blocks(&to), blocks(&from));
         fs::remove_file(&to).unwrap();
-        copy_sparse(&from, &to, Flush::Now).unwrap();
+        copy_sparse(&from, &to, 1, Flush::Now).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
+        copy_sparse(&from, &to, 65 << 20, Flush::Now).unwrap();
+        let longer = fs::read(&to).unwrap();
+        assert!(longer.len() == 65 << 20 && longer.starts_with(&fs::read(&from).unwrap()));
         assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
@@ -231,7 +236,7 @@ mod tests {
     fn a_copy_that_fails_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("to");
-        assert!(copy_sparse(dir.path(), &to, Flush::Later).is_err());
+        assert!(copy_sparse(dir.path(), &to, 0, Flush::Later).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

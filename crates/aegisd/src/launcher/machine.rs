@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aegis_config::{Asset, Home, NotFound};
 use aegis_lifecycle::ports::LaunchError;
-use aegis_types::{Accelerator, Disk, DiskFormat, ImageName, Mib, Ram, Vcpus, VmId, VmSpec};
+use aegis_types::{Accelerator, Disk, DiskFormat, DiskSize, ImageName, Mib, Ram, Vcpus, VmId, VmSpec};
 use sha2::{Digest as _, Sha256};
 
 use crate::assets::Assets;
@@ -35,6 +35,8 @@ pub(crate) struct Machines {
     pub(crate) assets: Arc<Assets>,
     pub(crate) images: Arc<Images>,
     pub(crate) digests: Arc<Digests>,
+    /// Disk of most instances.
+    pub(crate) default_disk: DiskSize,
     /// For one attempt.
     pub(crate) boot_timeout: Duration,
 }
@@ -50,6 +52,8 @@ pub(crate) struct Machine {
     pub(crate) initramfs: PathBuf,
     pub(crate) memory: Mib,
     pub(crate) vcpus: Vcpus,
+    /// Disk of the template that a VM of this machine can be a copy of: it is grown from there. No part of the key.
+    pub(crate) template_disk: DiskSize,
     pub(crate) image: ImageName,
     pub(crate) image_digest: String,
     root: PathBuf,
@@ -70,12 +74,18 @@ impl Machines {
         u64::try_from(self.boot_timeout.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The machine for these wishes.
+    /// Two templates serve every size. Most instances have the default: their disk need not be grown at all.
+    fn template_disk(&self, wanted: DiskSize) -> DiskSize {
+        if wanted >= self.default_disk { self.default_disk } else { DiskSize::MIN }
+    }
+
+    /// The machine for these wishes, `disk` of which only decides which template serves.
     pub(crate) fn find(
         &self,
         image: &ImageName,
         memory: Mib,
         vcpus: Vcpus,
+        disk: DiskSize,
         accelerator: Accelerator,
     ) -> Result<Machine, LaunchError> {
         let asset = |asset| self.assets.path(asset).map_err(missing);
@@ -101,6 +111,7 @@ impl Machines {
             initramfs,
             memory,
             vcpus,
+            template_disk: self.template_disk(disk),
             image: image.clone(),
             image_digest: root.digest,
             root: root.path,
@@ -115,8 +126,15 @@ impl Machines {
 }
 
 impl Machine {
-    /// A VM on this machine.
-    pub(crate) fn vm(&self, vm: &VmId, upper: PathBuf, ram: Ram, runtime_dir: PathBuf) -> VmSpec {
+    /// A VM on this machine. `grown_to` as in [`Disk::grown_to`], of `upper`.
+    pub(crate) fn vm(
+        &self,
+        vm: &VmId,
+        upper: PathBuf,
+        grown_to: Option<u64>,
+        ram: Ram,
+        runtime_dir: PathBuf,
+    ) -> VmSpec {
         VmSpec {
             vm_id: vm.clone(),
             vmm_path: self.vmm.clone(),
@@ -125,20 +143,21 @@ impl Machine {
             initramfs: self.initramfs.clone(),
             memory: self.memory,
             vcpus: self.vcpus,
-            disks: self.disks(upper),
+            disks: self.disks(upper, grown_to),
             ram,
             runtime_dir,
         }
     }
 
-    fn disks(&self, upper: PathBuf) -> Vec<Disk> {
-        let disk = |path, serial: &str, read_only| Disk {
+    fn disks(&self, upper: PathBuf, grown_to: Option<u64>) -> Vec<Disk> {
+        let disk = |path, serial: &str, read_only, grown_to| Disk {
             path,
             format: DiskFormat::Raw,
             serial: serial.to_owned(),
             read_only,
+            grown_to,
         };
-        vec![disk(self.root.clone(), ROOT_SERIAL, true), disk(upper, UPPER_SERIAL, false)]
+        vec![disk(self.root.clone(), ROOT_SERIAL, true, None), disk(upper, UPPER_SERIAL, false, grown_to)]
     }
 
     fn make_key(&self) -> io::Result<String> {
@@ -150,7 +169,7 @@ impl Machine {
         }
         parts.text("memory", &self.memory.to_string());
         parts.text("vcpus", &self.vcpus.get().to_string());
-        for disk in self.disks(PathBuf::new()) {
+        for disk in self.disks(PathBuf::new(), None) {
             parts.text(if disk.read_only { "read-only disk" } else { "disk" }, &disk.serial);
         }
         parts.text("image", &self.image_digest);
@@ -218,6 +237,7 @@ mod tests {
             initramfs: "/initramfs".into(),
             memory: Mib::DEFAULT,
             vcpus: Vcpus::DEFAULT,
+            template_disk: DiskSize::DEFAULT,
             image: ImageName::parse("base").unwrap(),
             image_digest: "sha256:1".to_owned(),
             root: "/root".into(),
@@ -233,7 +253,13 @@ mod tests {
         let same = machine(&vmm);
         let key = same.make_key().unwrap();
         assert!(key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit()));
-        let unseen = Machine { kernel: "/k".into(), worker: "/w".into(), root: "/r".into(), ..same.clone() };
+        let unseen = Machine {
+            template_disk: DiskSize::MIN,
+            kernel: "/k".into(),
+            worker: "/w".into(),
+            root: "/r".into(),
+            ..same.clone()
+        };
         assert_eq!(unseen.make_key().unwrap(), key);
         let memory = Machine { memory: Mib::new(256).unwrap(), ..same.clone() };
         let vcpus = Machine { vcpus: Vcpus::new(2).unwrap(), ..same.clone() };

@@ -62,6 +62,8 @@ struct Start {
     ram: Ram,
     restore: Option<Restore>,
     source: Source,
+    /// See [`aegis_types::Disk::grown_to`].
+    grown_to: Option<u64>,
 }
 
 impl Plan {
@@ -78,7 +80,7 @@ impl Plan {
             message: format!("cannot mount a directory: {}", chain(&e)),
             hint: Some("put it back where it was, or delete the instance".to_owned()),
         })?;
-        let machine = self.machines.find(&spec.image, spec.memory, spec.vcpus, accelerator)?;
+        let machine = self.machines.find(&spec.image, spec.memory, spec.vcpus, spec.disk, accelerator)?;
         let found = began.elapsed();
         let mut notes = Vec::new();
         let start = match self.wake(spec, &machine, &mut notes)? {
@@ -88,12 +90,12 @@ impl Plan {
                 None => self.boot(spec)?,
             },
         };
-        let Start { ram, restore, source } = start;
+        let Start { ram, restore, source, grown_to } = start;
         let home = &self.machines.home;
         let hostname = spec.handle.as_ref().map_or(spec.id.as_str(), |handle| handle.as_str());
         let config = WorkerConfig {
             instance_id: spec.id.clone(),
-            vm: machine.vm(vm, disk::path(home, &spec.id), ram, home.run_dir(&spec.id)),
+            vm: machine.vm(vm, disk::path(home, &spec.id), grown_to, ram, home.run_dir(&spec.id)),
             hostname: hostname.to_owned(),
             machine_id: machine_id(&spec.id),
             boot_timeout_ms: self.machines.boot_timeout_ms(),
@@ -131,7 +133,9 @@ impl Plan {
                     boot_id: Some(saved.boot_id),
                 };
                 let ram = Ram::File { path: dir.join(RAM_FILE) };
-                return Ok(Some(Start { ram, restore: Some(restore), source: Source::Saved }));
+                // Its disk stays as long as its memory says, whatever was asked for since.
+                let restore = Some(restore);
+                return Ok(Some(Start { ram, restore, source: Source::Saved, grown_to: None }));
             }
         };
         notes.push(format!("the saved memory cannot be used: {why}; booting from the disk instead"));
@@ -170,22 +174,27 @@ impl Plan {
         };
         let memory_us = began.elapsed().as_micros();
         // Last: once there is a disk the instance is never cloned again.
-        disk::make(home, &spec.id, &template.disk(), spec.policy.ephemeral)?;
+        let grown = disk::make(home, &spec.id, &template.disk(), spec.disk, spec.policy.ephemeral)?;
         let all_us = began.elapsed().as_micros();
         tracing::debug!(instance = %spec.id, template = %template.key(), memory_us, all_us, "cloned");
         let restore = Some(template.restore());
-        Ok(Start { ram, restore, source: Source::Template { template, memory } })
+        let grown_to = grown.then(|| spec.disk.bytes());
+        Ok(Start { ram, restore, source: Source::Template { template, memory }, grown_to })
     }
 
     fn boot(&self, spec: &InstanceSpec) -> Result<Start, LaunchError> {
         let home = &self.machines.home;
         let fresh = !disk::exists(home, &spec.id);
+        let trouble = |action: &str, e: &io::Error| LaunchError {
+            message: format!("cannot {action} the disk {}: {e}", disk::path(home, &spec.id).display()),
+            hint: Some("`aegis doctor` shows how much space is left".to_owned()),
+        };
         if fresh {
             let empty = self.machines.assets.path(Asset::DiskTemplate).map_err(missing)?;
-            disk::make(home, &spec.id, &empty, spec.policy.ephemeral).map_err(|e| LaunchError {
-                message: format!("cannot create the disk {}: {e}", disk::path(home, &spec.id).display()),
-                hint: Some("`aegis doctor` shows how much space is left".to_owned()),
-            })?;
+            let made = disk::make(home, &spec.id, &empty, spec.disk, spec.policy.ephemeral);
+            made.map_err(|e| trouble("create", &e))?;
+        } else {
+            disk::grow(home, &spec.id, spec.disk).map_err(|e| trouble("grow", &e))?;
         }
         let ram = if is_saved_on_disk(spec) {
             let made = self.memories.make_empty(&spec.id);
@@ -196,7 +205,7 @@ impl Plan {
             removed.map_err(|e| memory_trouble("cannot remove the memory of an earlier VM", &e))?;
             Ram::Anonymous
         };
-        Ok(Start { ram, restore: None, source: Source::Kernel { template_wanted: fresh } })
+        Ok(Start { ram, restore: None, source: Source::Kernel { template_wanted: fresh }, grown_to: None })
     }
 }
 

@@ -1,9 +1,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::io::Read as _;
 
 use aegis_proto::saved::{SAVED_FILE, TAKEN_FILE};
-use aegis_types::{ImageName, Mib, Policy, Vcpus};
+use aegis_types::{DiskSize, ImageName, Mib, Policy, Vcpus};
 use jiff::Timestamp;
 
 use super::*;
@@ -31,6 +32,7 @@ fn spec(policy: Policy) -> InstanceSpec {
         env: [("KEY".to_owned(), "secret-value".to_owned())].into(),
         workdir: None,
         memory: Mib::new(MIB).unwrap(),
+        disk: DiskSize::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         policy,
         parent: None,
@@ -54,6 +56,19 @@ fn fleeting() -> [InstanceSpec; 2] {
 
 fn prepare(plan: &Plan, spec: &InstanceSpec) -> Prepared {
     plan.prepare(spec, &VmId::from_random(2), Accelerator::Tcg).unwrap()
+}
+
+/// It is a copy of the template's, and as long as was asked for.
+fn assert_disk(f: &Fixture, spec: &InstanceSpec) {
+    let disk = fs::File::open(disk::path(&f.home, &spec.id)).unwrap();
+    assert_eq!(disk.metadata().unwrap().len(), spec.disk.bytes());
+    let mut start = [0; 4];
+    (&disk).read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"disk");
+}
+
+fn disk_length(f: &Fixture, spec: &InstanceSpec) -> u64 {
+    fs::metadata(disk::path(&f.home, &spec.id)).unwrap().len()
 }
 
 #[test]
@@ -108,7 +123,7 @@ fn a_persistent_instance_gets_copies_of_a_template() {
     let ram = f.home.memory_dir(&spec.id).join(RAM_FILE);
     assert_eq!(prepared.config.vm.ram, Ram::File { path: ram.clone() });
     assert!(fs::read(&ram).unwrap() == fs::read(template.join(RAM_FILE)).unwrap());
-    assert_eq!(fs::read_to_string(disk::path(&f.home, &spec.id)).unwrap(), "disk");
+    assert_disk(&f, &spec);
     let restore = prepared.config.restore.unwrap();
     assert_eq!((restore.kind, restore.boot_id), (StartKind::Template, None));
     assert_eq!(restore.state, template.join(STATE_FILE));
@@ -128,7 +143,7 @@ async fn memory_that_must_not_be_on_the_disk_is_a_view_of_the_template() {
         assert_eq!(prepared.config.vm.ram, Ram::Template);
         assert_eq!(prepared.config.restore.unwrap().state, template.join(STATE_FILE));
         assert!(!f.home.memory_dir(&spec.id).exists());
-        assert_eq!(fs::read_to_string(disk::path(&f.home, &spec.id)).unwrap(), "disk");
+        assert_disk(&f, &spec);
         plan.templates.shutdown().await;
     }
 }
@@ -172,6 +187,58 @@ fn a_clone_that_fails_halfway_leaves_nothing_that_a_boot_would_see() {
     fs::remove_dir(&fresh).unwrap();
     let prepared = prepare(&plan, &spec);
     assert!(matches!(prepared.source, Source::Template { .. }), "{:?}", prepared.notes);
+}
+
+#[test]
+fn instances_of_every_size_are_copies_of_a_template() {
+    let f = Fixture::new();
+    // Made for instances with the default; whatever is larger is grown from it, and the guest is told.
+    f.leave_with_disk(MIB, DiskSize::DEFAULT);
+    f.leave_with_disk(MIB, DiskSize::MIN);
+    let plan = plan(&f);
+    for (n, mib, grown) in
+        [(1, 10 << 10, false), (2, 20 << 10, true), (3, (10 << 10) - 1, true), (4, 300, true), (5, 64, false)]
+    {
+        let (id, disk) = (InstanceId::from_unix_nanos(n), DiskSize::new(mib).unwrap());
+        let spec = InstanceSpec { id, disk, ..persistent() };
+        let prepared = prepare(&plan, &spec);
+        assert!(matches!(prepared.source, Source::Template { .. }), "{mib}: {:?}", prepared.notes);
+        assert_eq!(disk_length(&f, &spec), disk.bytes());
+        let told: Vec<_> = prepared.config.vm.disks.iter().map(|disk| disk.grown_to).collect();
+        assert_eq!(told, [None, grown.then(|| disk.bytes())], "{mib}");
+    }
+}
+
+#[test]
+fn a_disk_grows_when_its_instance_boots_and_not_when_it_goes_on_from_its_memory() {
+    let f = Fixture::new();
+    let (plan, spec) = (plan(&f), persistent());
+    let first = prepare(&plan, &spec);
+    let dir = f.home.memory_dir(&spec.id);
+    leave(&dir, &first.config.machine, spec.memory);
+    let larger = InstanceSpec { disk: DiskSize::new(20 << 10).unwrap(), ..spec.clone() };
+    let woken = prepare(&plan, &larger);
+    assert!(matches!(woken.source, Source::Saved) && woken.config.vm.disks[1].grown_to.is_none());
+    assert_eq!(disk_length(&f, &spec), spec.disk.bytes());
+    fs::remove_file(dir.join(TAKEN_FILE)).unwrap();
+    prepare(&plan, &larger);
+    assert_eq!(disk_length(&f, &spec), larger.disk.bytes());
+    // Never back.
+    prepare(&plan, &spec);
+    assert_eq!(disk_length(&f, &spec), larger.disk.bytes());
+}
+
+#[test]
+fn an_empty_disk_that_is_too_long_is_not_used() {
+    let f = Fixture::new();
+    let empty = f.machines.assets.path(Asset::DiskTemplate).unwrap();
+    fs::File::options().write(true).open(&empty).unwrap().set_len(DiskSize::DEFAULT.bytes()).unwrap();
+    let spec = InstanceSpec { disk: DiskSize::new(300).unwrap(), ..persistent() };
+    let Err(failed) = plan(&f).prepare(&spec, &VmId::from_random(2), Accelerator::Tcg) else {
+        panic!("a disk")
+    };
+    assert!(failed.message.contains("is larger than 300 MiB"), "{failed}");
+    assert!(!disk::exists(&f.home, &spec.id));
 }
 
 #[test]

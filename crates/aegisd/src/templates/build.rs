@@ -83,10 +83,10 @@ async fn make(
     cancel: &CancellationToken,
 ) -> Result<(), String> {
     let empty = machines.assets.path(Asset::DiskTemplate).map_err(|e| chain(&e))?;
-    let dir = site.dir.clone();
+    let (dir, size) = (site.dir.clone(), machine.template_disk);
     let prepared = task::spawn_blocking(move || {
         files::make_empty_dir(&dir)?;
-        files::copy_sparse(&empty, &dir.join(DISK_FILE), Flush::Later)
+        files::copy_sparse(&empty, &dir.join(DISK_FILE), size.bytes(), Flush::Later)
     });
     let prepared = prepared.await.expect("copying files does not panic");
     prepared.map_err(|e| format!("cannot make its disk: {e}"))?;
@@ -130,7 +130,7 @@ async fn save(worker: &WorkerClient) -> Result<(), String> {
 fn config(machines: &Machines, machine: &Machine, key: &Key, site: &Site) -> WorkerConfig {
     let bits = u64::from_str_radix(&key.as_str()[..16], 16).expect("a key has 32 hexadecimal digits");
     let ram = Ram::File { path: site.dir.join(RAM_FILE) };
-    let vm = machine.vm(&VmId::from_random(bits), site.dir.join(DISK_FILE), ram, site.run_dir.clone());
+    let vm = machine.vm(&VmId::from_random(bits), site.dir.join(DISK_FILE), None, ram, site.run_dir.clone());
     WorkerConfig {
         instance_id: InstanceId::from_unix_nanos(0),
         vm,

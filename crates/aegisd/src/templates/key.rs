@@ -9,7 +9,7 @@ use aegis_config::Asset;
 use crate::launcher::machine::{Machine, Machines, Parts};
 
 /// Changes whenever templates are made or used in another way.
-const TEMPLATE_FORMAT: u32 = 1;
+const TEMPLATE_FORMAT: u32 = 2;
 /// Hexadecimal digits that name a template.
 const LENGTH: usize = 32;
 /// Hexadecimal digits that name its build, where paths must be short.
@@ -70,6 +70,7 @@ fn make(
     parts.file("worker", &machine.worker)?;
     let disk = machines.assets.path(Asset::DiskTemplate).map_err(io::Error::other)?;
     parts.file("disk", &disk)?;
+    parts.text("size of the disk", &machine.template_disk.get().to_string());
     let mut key = parts.digest();
     key.truncate(LENGTH);
     Ok(Some(Key(key)))

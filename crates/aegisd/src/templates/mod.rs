@@ -103,6 +103,8 @@ pub(crate) struct TemplateInfo {
     pub(crate) image_digest: String,
     pub(crate) memory: Mib,
     pub(crate) vcpus: Vcpus,
+    /// Length of its disk.
+    pub(crate) disk_bytes: u64,
     pub(crate) accelerator: Accelerator,
     /// When it became ready, its build began, or that failed.
     pub(crate) created_at: Timestamp,
@@ -295,7 +297,10 @@ impl Templates {
             return Err(failed("templates are switched off".to_owned(), "set `templates = \"auto\"`"));
         }
         let machines = Arc::clone(&self.machines);
-        let found = task::spawn_blocking(move || machines.find(&image, memory, vcpus, accelerator)).await;
+        let found = task::spawn_blocking(move || {
+            machines.find(&image, memory, vcpus, machines.default_disk, accelerator)
+        })
+        .await;
         let machine = found.expect("looking at files does not panic")?;
         let key = self.key(&machine).await.ok_or_else(|| {
             failed("cannot read the guest's kernel or initramfs".to_owned(), "`aegis doctor` checks them")
@@ -401,6 +406,7 @@ impl Templates {
                 image_digest: about.image_digest,
                 memory: about.memory,
                 vcpus: about.vcpus,
+                disk_bytes: about.disk_bytes,
                 accelerator: about.accelerator,
                 created_at: about.created_at,
                 last_used_at: Some(about.last_used_at),
@@ -476,6 +482,7 @@ fn info(key: &Key, machine: &Machine, state: TemplateState, at: Timestamp) -> Te
         image_digest: machine.image_digest.clone(),
         memory: machine.memory,
         vcpus: machine.vcpus,
+        disk_bytes: machine.template_disk.bytes(),
         accelerator: machine.accelerator,
         created_at: at,
         last_used_at: None,

@@ -150,7 +150,7 @@ impl Template {
 
     /// Copies its memory for one VM.
     pub(crate) fn copy_memory(&self, to: &Path) -> io::Result<()> {
-        files::copy_sparse(&self.dir.join(RAM_FILE), to, Flush::Later)
+        files::copy_sparse(&self.dir.join(RAM_FILE), to, 0, Flush::Later)
     }
 
     /// Its memory for VMs that map it, read from the disk if need be; and whether it was.

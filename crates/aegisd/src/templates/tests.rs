@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use aegis_config::Home;
 use aegis_proto::saved::{RAM_FILE, SAVED_FILE, STATE_FILE};
+use aegis_types::DiskSize;
 
 use super::*;
 use crate::assets::{AssetFlags, Assets};
@@ -47,6 +48,7 @@ impl Fixture {
         let digests = Arc::new(Digests::open(&home));
         let images = Images::open(&home.images(), Arc::clone(&assets), Arc::clone(&digests)).unwrap();
         let machines = Machines {
+            default_disk: DiskSize::DEFAULT,
             home: home.clone(),
             assets,
             images: Arc::new(images),
@@ -66,12 +68,23 @@ impl Fixture {
     pub(crate) fn machine(&self, mib: u64) -> Machine {
         let image = ImageName::parse("base").unwrap();
         let memory = Mib::new(mib).unwrap();
-        self.machines.find(&image, memory, Vcpus::DEFAULT, Accelerator::Tcg).unwrap()
+        self.machines.find(&image, memory, Vcpus::DEFAULT, DiskSize::DEFAULT, Accelerator::Tcg).unwrap()
     }
 
     /// What a build for a machine with this much memory leaves.
     pub(crate) fn leave(&self, mib: u64) -> (Machine, PathBuf) {
-        let machine = self.machine(mib);
+        self.leave_for(self.machine(mib), None)
+    }
+
+    /// The same with a disk of this size, for instances with such a one.
+    pub(crate) fn leave_with_disk(&self, mib: u64, size: DiskSize) -> (Machine, PathBuf) {
+        let mut machine = self.machine(mib);
+        machine.template_disk = size;
+        self.leave_for(machine, Some(size))
+    }
+
+    fn leave_for(&self, machine: Machine, disk: Option<DiskSize>) -> (Machine, PathBuf) {
+        let mib = u64::from(machine.memory.get());
         let key = Key::of(&self.machines, &machine).unwrap();
         let dir = self.home.templates().join(key.as_str());
         files::make_dir(&dir).unwrap();
@@ -82,6 +95,10 @@ impl Fixture {
         // So that its blocks are there to be counted.
         ram.sync_all().unwrap();
         fs::write(dir.join(DISK_FILE), "disk").unwrap();
+        if let Some(size) = disk {
+            let file = fs::File::options().write(true).open(dir.join(DISK_FILE)).unwrap();
+            file.set_len(size.bytes()).unwrap();
+        }
         Template::describe(&dir, &key, &machine).unwrap();
         (machine, dir)
     }

@@ -29,6 +29,7 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Environment", Some(info.env_keys.join(" ")).filter(|keys| !keys.is_empty())),
         some("Secrets", ui::secrets(&info.secret_keys, &info.secret_files)),
         some("Memory", Some(info.memory_mb.to_string())),
+        some("Disk", Some(info.disk_mb.to_string())),
         some("CPUs", Some(info.vcpus.get().to_string())),
         some("Workspace", info.workspace.map(|path| workspace(&path, info.auto_workspace))),
         some("Mounts", mounts(&info.mounts)),

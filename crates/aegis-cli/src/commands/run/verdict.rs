@@ -72,7 +72,7 @@ mod tests {
 
     fn info(extra: &str) -> InstanceInfo {
         let text = format!(
-            r#"{{"id":"inst-1","state":"stopped","enabled":true,"command":["x"],"image_ref":"base","memory_mb":512,
+            r#"{{"id":"inst-1","state":"stopped","enabled":true,"command":["x"],"image_ref":"base","memory_mb":512,"disk_mb":10240,
             "vcpus":1,"created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z","active_execs":0{extra}}}"#
         );
         serde_json::from_str(&text).unwrap()
