@@ -7,11 +7,11 @@ use aegis_types::{
 };
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
-use super::Format;
 use super::values::{
     Variable, Workspace, cpus, duration_text, guest_dir, idle_policy, memory, mount, net, time, timeout,
-    variable, variable_or_secret, workspace,
+    user, variable, variable_or_secret, workspace,
 };
+use super::{Format, Streams};
 
 #[derive(Debug, Args)]
 pub(crate) struct InstanceOptions {
@@ -29,7 +29,7 @@ pub(crate) struct InstanceOptions {
     pub(crate) cpus: Option<Vcpus>,
     /// Environment variable of the command: K=V, K=secret.NAME, KEY for the secret of that name if it is stored, or '*' for
     /// all secrets; may be repeated
-    #[arg(long, value_name = "VARIABLE", value_parser = variable_or_secret)]
+    #[arg(short, long, value_name = "VARIABLE", value_parser = variable_or_secret)]
     pub(crate) env: Vec<Variable>,
     /// The same, whatever the value looks like; may be repeated
     #[arg(long, value_name = "K=V", value_parser = variable)]
@@ -40,8 +40,13 @@ pub(crate) struct InstanceOptions {
     /// Secret that the guest has as a file in memory, as KEY:/run/secrets/NAME; may be repeated
     #[arg(long, value_name = "KEY:FILE", value_parser = str::parse::<SecretFile>)]
     pub(crate) secret_file: Vec<SecretFile>,
+    #[command(flatten)]
+    pub(crate) streams: Streams,
+    /// User and group of the command in the guest, names or numbers [default: root]
+    #[arg(short, long, value_name = "USER[:GROUP]", value_parser = user)]
+    pub(crate) user: Option<String>,
     /// Working directory in the guest
-    #[arg(long, value_name = "DIR", value_parser = guest_dir)]
+    #[arg(short, long, value_name = "DIR", value_parser = guest_dir)]
     pub(crate) workdir: Option<String>,
     /// What it has at /workspace: the name of a workspace, or a directory of this machine (a path with a `/`, or one that
     /// begins with `.`); `:ro` at the end keeps it from changing it [default: a workspace of its own]
@@ -146,7 +151,7 @@ pub(crate) struct Target {
 }
 
 /// What describes a new instance makes no sense for one that is there.
-const OPTIONS: [&str; 18] = [
+const OPTIONS: [&str; 21] = [
     "command",
     "name",
     "image",
@@ -156,6 +161,9 @@ const OPTIONS: [&str; 18] = [
     "env_literal",
     "secret",
     "secret_file",
+    "interactive",
+    "tty",
+    "user",
     "workdir",
     "expose",
     "pause_after",
