@@ -3,13 +3,13 @@
 //! Two sides that do not wait for each other: one feeds the process, in a task of its own, and one writes its output. Were
 //! they one, a process that writes before it reads on would be held up for ever.
 
+use std::io;
 use std::time::Duration;
 
 use aegis_api::{ExecDone, LogStream, ProcessOutput};
 use aegis_client::{ClientError, Process, ProcessSender};
 use aegis_types::frame::CHUNK_MAX;
 use aegis_types::{ProcessInput, TerminalSize};
-use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -60,9 +60,15 @@ pub(crate) async fn join(
     let Process { input, output: mut source } = process;
     let resized = window_changes(plan)?;
     // The terminal is not raw before the process has started: until then the usual keys end us.
-    match limits.during(source.next()).await? {
-        Ok(_) => started(),
-        Err(error) => return Ok(Ended::Lost(error)),
+    match limits.during(source.next()).await {
+        Ok(Ok(_)) => started(),
+        Ok(Err(error)) => return Ok(Ended::Lost(error)),
+        Err(end) => {
+            if plan.leave_alone {
+                let _ = tokio::time::timeout(LEAVE_TIMEOUT, leave(input)).await;
+            }
+            return Err(end);
+        }
     }
     let _raw = plan.raw.map(|_| RawMode::begin()).transpose()?;
     let stdin = plan.stdin.then(standard_input::pieces).transpose();
@@ -206,7 +212,7 @@ impl Feeder {
                 biased;
                 Some(control) = controls.recv() => match control {
                     Control::Signal(number) => self.input.send(ProcessInput::Signal(number)).await?,
-                    Control::Leave => return self.leave().await,
+                    Control::Leave => return leave(self.input).await.map(|()| Fed::Detached),
                 },
                 () = change(&mut self.resized) => self.tell_size().await?,
                 piece = next(&mut stdin) => match (piece, &mut self.matcher) {
@@ -215,7 +221,7 @@ impl Feeder {
                         Typed::Input(bytes) => self.tell(bytes).await?,
                         Typed::Detach(bytes) => {
                             self.tell(bytes).await?;
-                            return self.leave().await;
+                            return leave(self.input).await.map(|()| Fed::Detached);
                         }
                     },
                     // A terminal in raw mode has no end of input. Reading from one that is gone fails.
@@ -246,13 +252,12 @@ impl Feeder {
         }
         Ok(())
     }
+}
 
-    /// A terminal that hears the end is not hung up when we go.
-    async fn leave(mut self) -> Result<Fed, ClientError> {
-        self.input.send(ProcessInput::End).await?;
-        self.input.close().await?;
-        Ok(Fed::Detached)
-    }
+/// A terminal that hears the end is not hung up when we go.
+async fn leave(mut input: ProcessSender) -> Result<(), ClientError> {
+    input.send(ProcessInput::End).await?;
+    input.close().await
 }
 
 async fn change(resized: &mut Option<Signal>) {

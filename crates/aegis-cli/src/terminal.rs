@@ -4,6 +4,7 @@
 //! and the panic hook on a panic, as release builds abort without dropping anything. Whoever begins raw mode listens for the
 //! signals that would end us, and returns when one comes.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::io::{self, IsTerminal as _};
 use std::sync::{Mutex, Once, PoisonError};
@@ -84,11 +85,47 @@ pub(crate) fn size() -> TerminalSize {
 }
 
 /// Adds the kind of our terminal to the variables of a command that has one, unless they name another.
-pub(crate) fn name_in(env: &mut std::collections::BTreeMap<String, String>) {
+pub(crate) fn name_in(env: &mut BTreeMap<String, String>) {
     // It describes the terminal and not how AegisVM is set up.
     if let Ok(term) = env::var("TERM")
         && !term.is_empty()
     {
         env.entry("TERM".to_owned()).or_insert(term);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use aegis_e2e::pty::Pty;
+    use aegis_e2e::wait_exit;
+    use rustix::termios::LocalModes;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_that_drops_nothing_gives_the_terminal_back() {
+        let pty = Pty::new(24, 80);
+        let modes = pty.modes();
+        let mut panics = std::process::Command::new(env::current_exe().unwrap());
+        panics.args(["--ignored", "--nocapture", "--exact", "terminal::tests::panics"]);
+        let mut child = pty.command(&panics).spawn().unwrap();
+        pty.shows(b"echo: false");
+        assert_eq!(wait_exit(&mut child).code(), Some(101));
+        assert_eq!(pty.modes(), modes);
+    }
+
+    #[test]
+    #[ignore = "this is the program that panics, started by another test in a terminal"]
+    fn panics() {
+        std::mem::forget(RawMode::begin().unwrap());
+        panic!("echo: {}", tcgetattr(io::stdin()).unwrap().local_modes.contains(LocalModes::ECHO));
+    }
+
+    #[test]
+    fn a_variable_that_is_given_is_kept() {
+        let mut env = BTreeMap::from([("TERM".to_owned(), "dumb".to_owned())]);
+        name_in(&mut env);
+        assert_eq!(env["TERM"], "dumb");
     }
 }

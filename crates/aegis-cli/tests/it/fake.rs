@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -72,9 +72,11 @@ impl Peer {
                 return Some(ProcessInput::from_frame(frame).unwrap());
             }
             let mut bytes = [0; 4096];
-            match self.stream.read(&mut bytes).unwrap() {
-                0 => return None,
-                length => self.decoder.push(&bytes[..length]),
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return None,
+                // The client left while something was on its way to it.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                length => self.decoder.push(&bytes[..length.unwrap()]),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Processes with streams, without a terminal.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
@@ -21,6 +21,15 @@ fn fake(request: &str) -> (Fake, mpsc::Receiver<Peer>) {
 
 fn with_pipe(fake: &Fake, args: &[&str]) -> Child {
     spawn(fake.command(args).stdin(Stdio::piped()))
+}
+
+/// Starts the process, and waits until that is known on the other side.
+fn start(peer: &mut Peer, child: &mut Child) {
+    peer.starts();
+    peer.says(ProcessOutput::Stdout(b"up".to_vec()));
+    let mut said = [0; 2];
+    child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"up");
 }
 
 fn signal(child: &Child, signal: Signal) {
@@ -87,7 +96,7 @@ fn the_first_signal_is_the_commands_and_the_second_is_ours() {
         let mut child = with_pipe(&fake, &EXEC);
         let _stdin = child.stdin.take();
         let mut peer = peers.recv_timeout(DEADLINE).unwrap();
-        peer.starts();
+        start(&mut peer, &mut child);
         signal(&child, sent);
         assert_eq!(peer.hears(), Some(ProcessInput::Signal(number)));
         signal(&child, sent);
@@ -97,12 +106,24 @@ fn the_first_signal_is_the_commands_and_the_second_is_ours() {
 }
 
 #[test]
+fn a_signal_before_the_start_is_ours() {
+    let (fake, peers) = fake("POST /v1/instances/web/attach");
+    let fake = fake.on("GET /v1/instances/web", ok(&info("running", r#","tty":true"#)));
+    let child = fake.spawn(&["attach", "web"]);
+    let mut peer = peers.recv_timeout(DEADLINE).unwrap();
+    signal(&child, Signal::TERM);
+    assert_eq!(finish(child).status.code(), Some(143));
+    // Nothing at all, if it did not even know yet that it was attached.
+    assert!(std::iter::from_fn(|| peer.hears()).all(|input| input == ProcessInput::End));
+}
+
+#[test]
 fn a_hangup_is_ours_at_once() {
     let (fake, peers) = fake("POST /v1/instances/web/exec/attach");
     let mut child = with_pipe(&fake, &EXEC);
     let _stdin = child.stdin.take();
     let mut peer = peers.recv_timeout(DEADLINE).unwrap();
-    peer.starts();
+    start(&mut peer, &mut child);
     signal(&child, Signal::HUP);
     assert_eq!(finish(child).status.code(), Some(129));
     assert_eq!(peer.hears(), None);
@@ -211,7 +232,7 @@ fn who_attaches_gets_output_and_exit_code_and_gives_input_and_signals() {
     let fake = fake.on("GET /v1/instances/web", ok(&info("running", r#","stdin":true"#)));
     let mut child = with_pipe(&fake, &["attach", "web"]);
     let mut peer = peers.recv_timeout(DEADLINE).unwrap();
-    peer.starts();
+    start(&mut peer, &mut child);
     child.stdin.take().unwrap().write_all(b"x").unwrap();
     assert_eq!(peer.hears(), Some(ProcessInput::Data(b"x".to_vec())));
     assert_eq!(peer.hears(), Some(ProcessInput::End));
@@ -232,7 +253,7 @@ fn who_only_looks_on_leaves_without_a_trace() {
         let mut child = with_pipe(&fake, &["attach", "--no-stdin", "web"]);
         child.stdin.take().unwrap().write_all(b"x").unwrap();
         let mut peer = peers.recv_timeout(DEADLINE).unwrap();
-        peer.starts();
+        start(&mut peer, &mut child);
         signal(&child, Signal::INT);
         assert_eq!(finish(child).status.code(), Some(130));
         let heard: Vec<_> = std::iter::from_fn(|| peer.hears()).collect();
