@@ -18,7 +18,7 @@ pub struct ExecRequest {
     /// Absolute working directory in the guest; `/` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// User and perhaps group of the command in the guest, as `USER[:GROUP]`, names or numbers; root when absent.
+    /// User and perhaps group of the command in the guest, as `USER[:GROUP]`, names or numbers; that of the instance's command when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// The command is killed after this time, in milliseconds; exit code 124.

@@ -144,6 +144,7 @@ impl From<ClientError> for CliError {
                     "`aegis status` says whether it runs; its log is `data/aegisd.log` in the home directory",
                 )
             }
+            ClientError::Cut(_) => Self { kind: Kind::VmFailed, ..Self::from_error(&error) },
             other => Self::from_error(&other),
         }
     }

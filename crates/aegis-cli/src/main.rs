@@ -7,14 +7,19 @@
 mod args;
 mod commands;
 mod daemon;
+mod detach_keys;
 mod error;
 mod guest_output;
+mod limits;
 mod progress;
 #[cfg(test)]
 mod reference;
 mod secret_input;
 mod signals;
+mod standard_input;
+mod streams;
 mod suggest;
+mod terminal;
 mod ui;
 
 use std::process::ExitCode;

@@ -6,10 +6,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{CliError, Kind};
 
-/// Listens for `SIGINT`, `SIGTERM` and `SIGHUP`.
+/// Listens for `SIGINT`, `SIGTERM`, `SIGQUIT` and `SIGHUP`.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    quit: Signal,
     hangup: Option<Signal>,
 }
 
@@ -21,8 +22,9 @@ impl Signals {
         let listen = || {
             let hangup =
                 if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
-            let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
-            Ok(Self { interrupt: signal(interrupt)?, terminate: signal(terminate)?, hangup })
+            let interrupt = signal(SignalKind::interrupt())?;
+            let terminate = signal(SignalKind::terminate())?;
+            Ok(Self { interrupt, terminate, quit: signal(SignalKind::quit())?, hangup })
         };
         listen().map_err(|e: io::Error| CliError::failure("cannot listen for signals").because(&e))
     }
@@ -32,6 +34,7 @@ impl Signals {
         let kind = tokio::select! {
             () = arrival(Some(&mut self.interrupt)) => SignalKind::interrupt(),
             () = arrival(Some(&mut self.terminate)) => SignalKind::terminate(),
+            () = arrival(Some(&mut self.quit)) => SignalKind::quit(),
             () = arrival(self.hangup.as_mut()) => SignalKind::hangup(),
         };
         let number = u8::try_from(kind.as_raw_value()).expect("these signals have small numbers");

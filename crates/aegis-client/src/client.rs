@@ -4,12 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aegis_api::{
-    AuditEntry, BuildTemplate, CreateInstance, CreatedInstance, DaemonStats, DaemonStatus, ExecRequest,
-    ExposeReply, ExposeRequest, ImageImported, ImageSummary, InstanceInfo, InstanceSecrets,
-    InstanceSecretsReply, InstanceSummary, KeepaliveRequest, KeyRotated, NetRuleRequest, NetStatus,
-    PruneReply, PruneTemplates, PrunedTemplates, RevealedSecret, SecretSummary, SetSecret, ShutdownMode,
-    ShutdownRequest, StateReply, TemplateSummary, UpdateInstance, UpdatedInstance, WaitQuery, WorkspaceEntry,
-    WorkspaceSummary, WorkspaceUsage, paths,
+    Attach, AttachedExec, AuditEntry, BuildTemplate, CreateInstance, CreatedInstance, DaemonStats,
+    DaemonStatus, ExecRequest, ExposeReply, ExposeRequest, ImageImported, ImageSummary, InstanceInfo,
+    InstanceSecrets, InstanceSecretsReply, InstanceSummary, KeepaliveRequest, KeyRotated, NetRuleRequest,
+    NetStatus, PruneReply, PruneTemplates, PrunedTemplates, RevealedSecret, STREAMS, SecretSummary,
+    SetSecret, ShutdownMode, ShutdownRequest, StateReply, TemplateSummary, UpdateInstance, UpdatedInstance,
+    WaitQuery, WorkspaceEntry, WorkspaceSummary, WorkspaceUsage, paths,
 };
 use aegis_types::{CopyReport, FileStat, GuestPort, ImageName, InstanceState, SecretName};
 use bytes::{Bytes, BytesMut};
@@ -23,8 +23,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 
 use crate::ClientError;
-use crate::connection::{Answer, RequestBody, request};
+use crate::connection::{Answer, RequestBody, request, upgrade};
 use crate::files::Download;
+use crate::process::Process;
 use crate::stream::{ExecEvents, LogEntries, NetEvents};
 
 const CONSOLE_MAX: usize = 64 << 20;
@@ -187,6 +188,16 @@ impl Client {
     /// Runs a command in an instance, which is woken if need be.
     pub async fn exec(&self, target: &str, exec: &ExecRequest) -> Result<ExecEvents, ClientError> {
         self.post(&paths::exec(target), exec).await.map(ExecEvents::new)
+    }
+
+    /// Runs a command with streams in an instance, which is woken if need be.
+    pub async fn exec_attached(&self, target: &str, exec: &AttachedExec) -> Result<Process, ClientError> {
+        self.streams(&paths::exec_attach(target), exec).await
+    }
+
+    /// Attaches to the own command of an instance, which is woken if need be.
+    pub async fn attach(&self, target: &str, attach: &Attach) -> Result<Process, ClientError> {
+        self.streams(&paths::attach(target), attach).await
     }
 
     /// The log of an instance.
@@ -420,8 +431,11 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<Answer, ClientError> {
-        let json = serde_json::to_vec(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
-        self.request(method, path, Full::from(json).map_err(|never| match never {}).boxed_unsync()).await
+        self.request(method, path, json(body)?).await
+    }
+
+    async fn streams(&self, path: &str, body: &impl Serialize) -> Result<Process, ClientError> {
+        Process::new(upgrade(&self.socket, path, STREAMS, json(body)?).await?).await
     }
 
     async fn request(&self, method: Method, path: &str, body: RequestBody) -> Result<Answer, ClientError> {
@@ -431,6 +445,11 @@ impl Client {
 
 fn file_query(of: &str, path: &str, follow: bool) -> String {
     format!("{of}?path={}&follow={}", paths::encode(path), u8::from(follow))
+}
+
+fn json(body: &impl Serialize) -> Result<RequestBody, ClientError> {
+    let json = serde_json::to_vec(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
+    Ok(Full::from(json).map_err(|never| match never {}).boxed_unsync())
 }
 
 fn empty() -> RequestBody {

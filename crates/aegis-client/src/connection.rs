@@ -11,6 +11,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -40,23 +41,50 @@ pub(crate) async fn request(
     path: &str,
     body: RequestBody,
 ) -> Result<Answer, ClientError> {
+    let answer = exchange(socket, method, path, None, body).await?;
+    if answer.response.status().is_success() { Ok(answer) } else { Err(answer.into_error().await) }
+}
+
+/// The same, for a request to go on in another protocol. The answer is `101 Switching Protocols`.
+pub(crate) async fn upgrade(
+    socket: &Path,
+    path: &str,
+    protocol: &'static str,
+    body: RequestBody,
+) -> Result<Answer, ClientError> {
+    let answer = exchange(socket, Method::POST, path, Some(protocol), body).await?;
+    match answer.status() {
+        101 => Ok(answer),
+        200..=299 => Err(ClientError::Protocol(format!("it does not switch to `{protocol}`"))),
+        _ => Err(answer.into_error().await),
+    }
+}
+
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    upgrade: Option<&'static str>,
+    body: RequestBody,
+) -> Result<Answer, ClientError> {
     let stream = dial(socket).await?;
     let (mut sender, connection) =
         http1::handshake::<_, RequestBody>(TokioIo::new(stream)).await.map_err(ClientError::Lost)?;
     let mut driver = JoinSet::new();
     // Its failure reaches the reader of the answer as well.
-    driver.spawn(async move { drop(connection.await) });
+    driver.spawn(async move { drop(connection.with_upgrades().await) });
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "aegis")
-        .header("content-type", "application/json")
-        .header("te", "trailers")
-        .body(body)
-        .map_err(|e| ClientError::Protocol(e.to_string()))?;
+        .header("content-type", "application/json");
+    let request = match upgrade {
+        Some(protocol) => request.header("connection", "upgrade").header("upgrade", protocol),
+        None => request.header("te", "trailers"),
+    };
+    let request = request.body(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
     let response = sender.send_request(request).await.map_err(ClientError::Lost)?;
-    let answer = Answer { response, driver };
-    if answer.response.status().is_success() { Ok(answer) } else { Err(answer.into_error().await) }
+    Ok(Answer { response, driver })
 }
 
 async fn dial(socket: &Path) -> Result<UnixStream, ClientError> {
@@ -99,6 +127,14 @@ impl Answer {
     /// The body as it arrives, with the task that drives it.
     pub(crate) fn into_stream(self) -> (Incoming, JoinSet<()>) {
         (self.response.into_body(), self.driver)
+    }
+
+    /// The connection, once both sides have left HTTP.
+    pub(crate) async fn into_upgraded(self) -> Result<Upgraded, ClientError> {
+        // The driver hands the connection over, so it must last until then.
+        let upgraded = hyper::upgrade::on(self.response).await.map_err(ClientError::Lost);
+        drop(self.driver);
+        upgraded
     }
 
     async fn into_error(self) -> ClientError {

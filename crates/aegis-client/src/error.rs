@@ -29,6 +29,9 @@ pub enum ClientError {
     /// The connection broke before the end of the answer.
     #[error("lost the connection to aegisd")]
     Lost(#[source] hyper::Error),
+    /// The connection of a process with streams broke before the end of the process.
+    #[error("lost the connection to aegisd")]
+    Cut(#[source] io::Error),
     /// The daemon refused or failed.
     #[error("{}", body.error)]
     Api {

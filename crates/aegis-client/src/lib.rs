@@ -8,9 +8,11 @@ mod client;
 mod connection;
 mod error;
 mod files;
+mod process;
 mod stream;
 
 pub use client::{Action, Client, Creation, LogQuery};
 pub use error::ClientError;
 pub use files::Download;
+pub use process::{Process, ProcessReceiver, ProcessSender};
 pub use stream::{ExecEvent, ExecEvents, LogEntries, NetEvents};

@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 
 use aegis_api::{
-    BuildTemplate, ErrorCode, ExecRequest, ExposeRequest, KeepaliveRequest, LogStream, PruneTemplates,
-    ShutdownMode, WaitFor, WaitQuery,
+    Attach, AttachedExec, BuildTemplate, ErrorCode, ExecDone, ExecRequest, ExecStarted, ExposeRequest,
+    KeepaliveRequest, LogStream, ProcessOutput, PruneTemplates, ShutdownMode, WaitFor, WaitQuery,
 };
 use aegis_client::{Action, Client, ClientError, ExecEvent, LogQuery};
-use aegis_types::{Expose, GuestPort, ImageName, PublicPort};
+use aegis_types::frame::{Frame, FrameDecoder};
+use aegis_types::{Expose, GuestPort, ImageName, ProcessInput, PublicPort, TerminalSize};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -230,4 +231,178 @@ async fn a_shutdown_says_what_becomes_of_the_instances() {
     let request = daemon.request.await.unwrap();
     assert!(request.starts_with("POST /v1/shutdown HTTP/1.1"), "{request}");
     assert!(request.ends_with(r#"{"mode":"stop"}"#), "{request}");
+}
+
+const SWITCHED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: aegis-streams\r\n\r\n";
+
+fn started() -> ProcessOutput {
+    let started_at = "2026-01-01T00:00:00Z".parse().unwrap();
+    ProcessOutput::Started(ExecStarted { exec_id: "e1".into(), started_at })
+}
+
+fn done(exit_code: u8) -> ProcessOutput {
+    ProcessOutput::Done(ExecDone { exec_id: "e1".into(), exit_code, done: true, error: None })
+}
+
+/// The switch of protocols and these messages.
+fn streams(messages: impl IntoIterator<Item = ProcessOutput>) -> Vec<u8> {
+    let frames = messages.into_iter().flat_map(|message| message.into_frame().encode().unwrap());
+    SWITCHED.bytes().chain(frames).collect()
+}
+
+#[tokio::test]
+async fn a_process_with_streams_speaks_after_its_start_until_its_end() {
+    let messages = [
+        started(),
+        ProcessOutput::Stdout(vec![b'x'; 64 << 10]),
+        ProcessOutput::Stderr(vec![0, 255]),
+        done(42),
+    ];
+    let daemon = daemon("}}", streams(messages.clone()));
+    let exec = AttachedExec {
+        exec: ExecRequest {
+            command: vec!["sh".into()],
+            user: Some("nobody".into()),
+            ..ExecRequest::default()
+        },
+        stdin: true,
+        tty: Some(TerminalSize { rows: 24, cols: 80 }),
+    };
+    let mut process = daemon.client.exec_attached("a/b", &exec).await.unwrap();
+    for message in messages {
+        assert_eq!(process.output.next().await.unwrap(), Some(message));
+    }
+    assert_eq!(process.output.next().await.unwrap(), None);
+    let request = daemon.request.await.unwrap();
+    assert!(request.starts_with("POST /v1/instances/a%2Fb/exec/attach HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("\r\nconnection: upgrade\r\nupgrade: aegis-streams\r\n"), "{request}");
+    let body = r#"{"command":["sh"],"user":"nobody","stdin":true,"tty":{"rows":24,"cols":80}}"#;
+    assert!(request.ends_with(body), "{request}");
+}
+
+#[tokio::test]
+async fn what_a_process_is_told_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+    let heard = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !String::from_utf8_lossy(&request).ends_with("{}") {
+            stream.read_buf(&mut request).await.unwrap();
+        }
+        stream.write_all(&streams([started()])).await.unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        // It still listens after it has said that it will say no more.
+        stream.write_all(&done(0).into_frame().encode().unwrap()).await.unwrap();
+        let mut decoder = FrameDecoder::default();
+        decoder.push(&bytes);
+        let mut inputs = Vec::new();
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            inputs.push(ProcessInput::from_frame(frame).unwrap());
+        }
+        inputs
+    });
+    let client = Client::new(dir.path().join("s"));
+    let mut process = client.attach("web", &Attach::default()).await.unwrap();
+    assert_eq!(process.output.next().await.unwrap(), Some(started()));
+    let inputs = [
+        ProcessInput::Data(vec![3; 64 << 10]),
+        ProcessInput::Resize(TerminalSize { rows: 1, cols: 2 }),
+        ProcessInput::Signal(15),
+        ProcessInput::End,
+    ];
+    for input in inputs.clone() {
+        process.input.send(input).await.unwrap();
+    }
+    process.input.close().await.unwrap();
+    assert_eq!(process.output.next().await.unwrap(), Some(done(0)));
+    assert_eq!(heard.await.unwrap(), inputs);
+}
+
+#[tokio::test]
+async fn streams_can_be_refused() {
+    let body = r#"{"error":"no","code":"instance_not_found"}"#;
+    let refused = daemon("{}", answer("404 Not Found", body));
+    let error = refused.client.attach("web", &Attach::default()).await.err().unwrap();
+    assert!(
+        matches!(error, ClientError::Api { status: 404, body } if body.code == ErrorCode::InstanceNotFound)
+    );
+    let ignored = daemon("{}", answer("200 OK", "{}"));
+    let error = ignored.client.attach("web", &Attach::default()).await.err().unwrap();
+    assert!(matches!(error, ClientError::Protocol(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn streams_that_break_are_errors() {
+    let mut inside_a_frame = streams([started()]);
+    inside_a_frame.extend_from_slice(&[0x83, 0, 0, 0, 9, b'x']);
+    let mut too_large = streams([started()]);
+    too_large.extend_from_slice(&[0x83, 0xff, 0, 0, 0]);
+    let mut unknown = streams([started()]);
+    unknown.extend(Frame::new(2, []).encode().unwrap());
+    let cases = [
+        (streams([]), "Cut"),
+        (streams([started()]), "Cut"),
+        (inside_a_frame, "Cut"),
+        (too_large, "Protocol"),
+        (unknown, "Protocol"),
+        (streams([done(0)]), "Protocol"),
+        (streams([started(), started()]), "Protocol"),
+    ];
+    for (bytes, expected) in cases {
+        let daemon = daemon("{}", bytes);
+        let mut process = daemon.client.attach("web", &Attach::default()).await.unwrap();
+        let error = loop {
+            match process.output.next().await {
+                Ok(Some(ProcessOutput::Started(_))) => {}
+                Ok(other) => panic!("{other:?} instead of {expected}"),
+                Err(error) => break error,
+            }
+        };
+        assert!(format!("{error:?}").starts_with(expected), "{error:?} instead of {expected}");
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_a_process_can_be_given_up_without_loss() {
+    let (mut ours, theirs) = tokio::io::duplex(1);
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !String::from_utf8_lossy(&request).ends_with("{}") {
+            stream.read_buf(&mut request).await.unwrap();
+        }
+        // A byte whenever the client has given up once more.
+        let mut turn = theirs;
+        for byte in streams([started(), ProcessOutput::Stdout(b"abc".to_vec()), done(0)]) {
+            stream.write_all(&[byte]).await.unwrap();
+            let _ = turn.read_u8().await;
+        }
+    });
+    let client = Client::new(dir.path().join("s"));
+    let mut process = {
+        let attach = Attach::default();
+        let mut attaching = std::pin::pin!(client.attach("web", &attach));
+        loop {
+            tokio::select! {
+                process = &mut attaching => break process.unwrap(),
+                _ = ours.write_u8(0) => {}
+            }
+        }
+    };
+    let mut messages = Vec::new();
+    while messages.last() != Some(&done(0)) {
+        tokio::select! {
+            biased;
+            message = process.output.next() => messages.push(message.unwrap().unwrap()),
+            // Ready as soon as the daemon asks, which drops the other future.
+            _ = ours.write_u8(0) => {}
+        }
+    }
+    assert_eq!(messages, [started(), ProcessOutput::Stdout(b"abc".to_vec()), done(0)]);
+    server.abort();
 }

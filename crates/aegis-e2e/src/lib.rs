@@ -8,6 +8,7 @@
 pub mod initramfs;
 pub mod net;
 mod procs;
+pub mod pty;
 
 use std::ffi::OsStr;
 use std::io::Read;

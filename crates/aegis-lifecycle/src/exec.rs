@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aegis_link::Carrier;
 use aegis_link::frames::{FrameReader, FramesError, write_frame};
-use aegis_proto::exec::{ExecEvent, ExecRequest, Start};
+use aegis_proto::exec::{ExecEvent, ExecRequest};
 use aegis_proto::frame::FrameError;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
@@ -32,13 +32,13 @@ pub struct ExecSession {
 }
 
 impl ExecSession {
-    /// Asks for the process on this stream.
+    /// Asks on this stream.
     pub(crate) async fn open(
         grant: Grant,
         stream: Box<dyn Carrier>,
-        start: Start,
+        request: ExecRequest,
     ) -> Result<Self, ExecError> {
-        let frame = ExecRequest::Start(start).into_frame();
+        let frame = request.into_frame();
         let open = async {
             let (reader, mut writer) = tokio::io::split(stream);
             match write_frame(&mut writer, &frame).await {

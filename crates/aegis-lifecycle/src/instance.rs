@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_link::Carrier;
-use aegis_proto::exec::Start;
+use aegis_proto::exec::{Attach, ExecRequest, Start};
 use aegis_proto::files;
 use aegis_proto::service::Service;
 use aegis_types::{GuestPort, InstanceState};
@@ -196,8 +196,23 @@ impl Instance {
     /// # Errors
     /// See [`ExecError`].
     pub async fn exec(&self, start: Start) -> Result<ExecSession, ExecError> {
-        let (grant, stream) = self.open::<ExecError>(Use::Exec, Service::Exec).await?;
-        ExecSession::open(grant, stream, start).await
+        // An older harness would not look at what it does not know.
+        let service = match start.tty.is_some() || start.process.user.is_some() {
+            true => Service::Streams,
+            false => Service::Exec,
+        };
+        let (grant, stream) = self.open::<ExecError>(Use::Exec, service).await?;
+        ExecSession::open(grant, stream, ExecRequest::Start(start)).await
+    }
+
+    /// Connects with the instance's own command, waking the instance if it may be woken. The rest is as with
+    /// [`Instance::exec`].
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    pub async fn attach_streams(&self, attach: Attach) -> Result<ExecSession, ExecError> {
+        let (grant, stream) = self.open::<ExecError>(Use::Exec, Service::Streams).await?;
+        ExecSession::open(grant, stream, ExecRequest::Attach(attach)).await
     }
 
     /// Looks at files of the guest or copies some, waking the instance if it may be woken. Returns when the guest has

@@ -23,6 +23,12 @@ pub struct InstanceSpec {
     pub env: BTreeMap<String, String>,
     /// Working directory of the command.
     pub workdir: Option<String>,
+    /// User of the command and of execs that ask for none, as `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// The command has a terminal.
+    pub tty: bool,
+    /// The command's standard input is open for those who attach.
+    pub stdin: bool,
     /// Guest memory.
     pub memory: Mib,
     /// Size of the disk that the guest writes. Never becomes smaller.

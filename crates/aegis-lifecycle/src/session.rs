@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_link::rpc::{CallError, Client};
-use aegis_proto::control::{self, Process, Run, StartFailure, Started};
+use aegis_proto::control::{self, Process, Run, StartFailure, Started, Streams};
 use aegis_proto::service::Service;
 use aegis_proto::worker::{BootFailure, Ready};
 use aegis_types::{StartKind, VmId};
@@ -186,20 +186,27 @@ impl Session {
         for note in &injection.notes {
             self.logs.system(&self.spec.id, SystemMessage::Error(text::bounded(note))).await;
         }
+        let InstanceSpec { command, workdir, user, tty, stdin, policy, .. } = self.spec.as_ref();
         let secret_files = std::mem::take(&mut injection.secret_files);
-        if !secret_files.is_empty() {
+        let attach_first = policy.ephemeral && (*tty || *stdin);
+        let streams = Streams { stdin: *stdin, tty: *tty, attach_first };
+        let needs_streams = user.is_some() || !streams.is_default();
+        if needs_streams || !secret_files.is_empty() {
             let status: control::Status = call(&client, control::STATUS, &()).await?;
-            if !status.secret_files {
-                return Err(Obstacle::Unreachable(format!(
-                    "its harness ({}) is too old for files of secrets",
-                    text::bounded(&status.version)
-                )));
+            let too_old = |what: &str| {
+                let version = text::bounded(&status.version);
+                Err(Obstacle::Unreachable(format!("its harness ({version}) is too old for {what}")))
+            };
+            if !secret_files.is_empty() && !status.secret_files {
+                return too_old("files of secrets");
+            }
+            if needs_streams && !status.streams {
+                return too_old("users and terminals");
             }
         }
-        let InstanceSpec { command, workdir, .. } = self.spec.as_ref();
         let env = std::mem::take(&mut injection.env);
-        let process = Process { command: command.clone(), env, workdir: workdir.clone() };
-        let mut run = Run { process, secret_files };
+        let process = Process { command: command.clone(), env, workdir: workdir.clone(), user: user.clone() };
+        let mut run = Run { process, secret_files, streams };
         let started = call::<Started>(&client, control::RUN, &run).await;
         injection.env = std::mem::take(&mut run.process.env);
         started.map(|_| ())

@@ -24,6 +24,12 @@ pub struct InstanceRow {
     pub env: BTreeMap<String, String>,
     /// Working directory of the command.
     pub workdir: Option<String>,
+    /// User of the command.
+    pub user: Option<String>,
+    /// The command has a terminal.
+    pub tty: bool,
+    /// The command's standard input is open.
+    pub stdin: bool,
     /// Guest memory.
     pub memory: Mib,
     /// Size of the disk that the guest writes.
@@ -63,13 +69,13 @@ pub struct InstanceRow {
 }
 
 const UPSERT: &str = "
-    INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, disk_mb, vcpus, policy, parent_id, mounts, auto_workspace,
+    INSERT INTO instances (id, handle, image_ref, command, env, workdir, user, tty, stdin, memory_mb, disk_mb, vcpus, policy, parent_id, mounts, auto_workspace,
         created_at, enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
-    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :disk_mb, :vcpus, :policy, :parent_id, :mounts, :auto_workspace,
+    VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :user, :tty, :stdin, :memory_mb, :disk_mb, :vcpus, :policy, :parent_id, :mounts, :auto_workspace,
         :created_at, :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
-        workdir = excluded.workdir, memory_mb = excluded.memory_mb, disk_mb = excluded.disk_mb, vcpus = excluded.vcpus, policy = excluded.policy,
+        workdir = excluded.workdir, user = excluded.user, tty = excluded.tty, stdin = excluded.stdin, memory_mb = excluded.memory_mb, disk_mb = excluded.disk_mb, vcpus = excluded.vcpus, policy = excluded.policy,
         parent_id = excluded.parent_id, mounts = excluded.mounts, auto_workspace = excluded.auto_workspace,
         created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
@@ -89,6 +95,9 @@ impl InstanceRow {
             ":command": serde_json::to_string(&self.command).expect("strings serialise"),
             ":env": serde_json::to_string(&self.env).expect("strings serialise"),
             ":workdir": self.workdir,
+            ":user": self.user,
+            ":tty": self.tty,
+            ":stdin": self.stdin,
             ":memory_mb": self.memory.get(),
             ":disk_mb": self.disk.get(),
             ":vcpus": self.vcpus.get(),
@@ -143,6 +152,9 @@ impl InstanceRow {
             command: columns.json("command")?,
             env: columns.json("env")?,
             workdir: columns.get("workdir")?,
+            user: columns.get("user")?,
+            tty: columns.get("tty")?,
+            stdin: columns.get("stdin")?,
             memory: columns.sized("memory_mb", Mib::new)?,
             disk: columns.sized("disk_mb", DiskSize::new)?,
             vcpus: columns.sized("vcpus", Vcpus::new)?,

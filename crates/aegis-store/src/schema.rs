@@ -67,6 +67,11 @@ pub(crate) const STEPS: &[&str] = &[
     "
     ALTER TABLE instances ADD COLUMN disk_mb INTEGER NOT NULL DEFAULT 10240; -- what all had
 ",
+    "
+    ALTER TABLE instances ADD COLUMN user TEXT;
+    ALTER TABLE instances ADD COLUMN tty INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE instances ADD COLUMN stdin INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Brings the file to the newest version of `steps`. Each step is applied completely or not at all.

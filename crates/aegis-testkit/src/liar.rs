@@ -70,7 +70,7 @@ async fn lie<C: Carrier>(
 async fn answer(guest: &Guest, sys: Arc<FakeSys>, service: Service, mut stream: Stream) {
     let lies = match service {
         Service::Control => *guest == Guest::BreaksControl,
-        Service::Exec => *guest == Guest::BreaksExec,
+        Service::Exec | Service::Streams => *guest == Guest::BreaksExec,
         Service::Tcp | Service::Activity | Service::Fuse | Service::Files => false,
         Service::Logs => *guest == Guest::BreaksLogs,
     };
@@ -101,6 +101,7 @@ impl Handler for Honest {
                 primary_pid: Some(2),
                 primary_exit: None,
                 secret_files: false,
+                streams: false,
             }),
             SHUTDOWN => {
                 self.0.power_off();

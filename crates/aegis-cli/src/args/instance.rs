@@ -8,11 +8,11 @@ use aegis_types::{
 };
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
-use super::Format;
 use super::values::{
     Variable, Workspace, cpus, disk, duration_text, guest_dir, idle_policy, memory, mount, net, time,
-    timeout, variable, variable_or_secret, workspace,
+    timeout, user, variable, variable_or_secret, workspace,
 };
+use super::{Format, Streams};
 
 #[derive(Debug, Args)]
 pub(crate) struct InstanceOptions {
@@ -34,7 +34,7 @@ pub(crate) struct InstanceOptions {
     pub(crate) cpus: Option<Vcpus>,
     /// Environment variable of the command: K=V, K=secret.NAME, KEY for the secret of that name if it is stored, or '*' for
     /// all secrets; may be repeated
-    #[arg(long, value_name = "VARIABLE", value_parser = variable_or_secret)]
+    #[arg(short, long, value_name = "VARIABLE", value_parser = variable_or_secret)]
     pub(crate) env: Vec<Variable>,
     /// The same, whatever the value looks like; may be repeated
     #[arg(long, value_name = "K=V", value_parser = variable)]
@@ -45,8 +45,13 @@ pub(crate) struct InstanceOptions {
     /// Secret that the guest has as a file in memory, as KEY:/run/secrets/NAME; may be repeated
     #[arg(long, value_name = "KEY:FILE", value_parser = str::parse::<SecretFile>)]
     pub(crate) secret_file: Vec<SecretFile>,
+    #[command(flatten)]
+    pub(crate) streams: Streams,
+    /// User and group of the command in the guest, names or numbers [default: root]
+    #[arg(short, long, value_name = "USER[:GROUP]", value_parser = user)]
+    pub(crate) user: Option<String>,
     /// Working directory in the guest
-    #[arg(long, value_name = "DIR", value_parser = guest_dir)]
+    #[arg(short, long, value_name = "DIR", value_parser = guest_dir)]
     pub(crate) workdir: Option<String>,
     /// What it has at /workspace: the name of a workspace, or a directory of this machine (a path with a `/`, or one that
     /// begins with `.`); `:ro` at the end keeps it from changing it [default: a workspace of its own]
@@ -151,7 +156,7 @@ pub(crate) struct Target {
 }
 
 /// What describes a new instance makes no sense for one that is there.
-const OPTIONS: [&str; 19] = [
+const OPTIONS: [&str; 22] = [
     "command",
     "name",
     "image",
@@ -162,6 +167,9 @@ const OPTIONS: [&str; 19] = [
     "env_literal",
     "secret",
     "secret_file",
+    "interactive",
+    "tty",
+    "user",
     "workdir",
     "expose",
     "pause_after",

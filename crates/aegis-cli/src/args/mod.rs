@@ -1,6 +1,7 @@
 //! The command line. Doc comments here are the help texts.
 
 mod instance;
+mod process;
 mod values;
 
 use std::path::PathBuf;
@@ -8,20 +9,22 @@ use std::time::Duration;
 
 use aegis_types::{DiskSize, IdlePolicy, ImageName, Mib, NetRule, SecretFile, SecretName, SecretUse, Vcpus};
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
-use clap_complete::Shell;
 use jiff::Timestamp;
 
 pub(crate) use self::instance::{
     Goal, InstanceCommand, InstanceOptions, Keepalive, List, Start, Target, Wait,
 };
+pub(crate) use self::process::{Attach, Exec, Shell, Streams};
 pub(crate) use self::values::Variable;
-use self::values::{
-    cpus, disk, duration_text, guest_dir, idle_policy, memory, since, time, timeout, variable,
-};
+use self::values::{cpus, disk, duration_text, idle_policy, memory, since, time, timeout, variable};
+use crate::detach_keys::DetachKeys;
+
+/// As Docker has them.
+const DETACH_KEYS: &str = "ctrl-p,ctrl-q";
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0      success; of `run` and `exec`: the exit code of the guest's command
+  0      success; of `run`, `exec`, `shell` and `attach`: the exit code of the guest's command
   1      error
   2      the command line makes no sense
   124    `--timeout` or `--max-lifetime` passed
@@ -68,6 +71,10 @@ pub(crate) enum Command {
     },
     /// Run a command in an instance
     Exec(Exec),
+    /// Open a shell in an instance
+    Shell(Shell),
+    /// Connect the terminal to the command of an instance
+    Attach(Attach),
     /// Copy files between this machine and an instance
     #[command(override_usage = "aegis cp [OPTIONS] <PATH|-> <INSTANCE:PATH>\n       \
                                 aegis cp [OPTIONS] <INSTANCE:PATH> <PATH|->")]
@@ -128,7 +135,7 @@ pub(crate) enum Command {
     /// Print a completion script for a shell
     Completions {
         /// Shell
-        shell: Shell,
+        shell: clap_complete::Shell,
     },
     /// Print the version
     Version,
@@ -155,24 +162,9 @@ pub(crate) struct Run {
     /// End the run after this time, such as 90s or 5m
     #[arg(long, value_name = "DURATION", value_parser = timeout)]
     pub(crate) timeout: Option<Duration>,
-    /// Program and arguments; no shell
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Exec {
-    /// Environment variable of the command; may be repeated
-    #[arg(long, value_name = "K=V", value_parser = variable)]
-    pub(crate) env: Vec<(String, String)>,
-    /// Working directory in the guest
-    #[arg(long, value_name = "DIR", value_parser = guest_dir)]
-    pub(crate) workdir: Option<String>,
-    /// Kill the command after this time, such as 90s or 5m
-    #[arg(long, value_name = "DURATION", value_parser = timeout)]
-    pub(crate) timeout: Option<Duration>,
-    #[command(flatten)]
-    pub(crate) target: Target,
+    /// Keys that leave the command of `-it`, which goes on: characters and ctrl-CHARACTER; '' for none
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS, value_parser = str::parse::<DetachKeys>)]
+    pub(crate) detach_keys: DetachKeys,
     /// Program and arguments; no shell
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,

@@ -80,6 +80,19 @@ pub(super) fn guest_dir(text: &str) -> Result<String, String> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err("it must start with `/`".to_owned()) }
 }
 
+/// Whether there is such a user only the guest knows.
+pub(super) fn user(text: &str) -> Result<String, String> {
+    let (user, group) = text.split_once(':').unwrap_or((text, "root"));
+    let is_name = |name: &str| {
+        !name.is_empty() && !name.contains([':', '/', '\0']) && !name.contains(char::is_whitespace)
+    };
+    if is_name(user) && is_name(group) {
+        Ok(text.to_owned())
+    } else {
+        Err("write it as USER or USER:GROUP, with names or numbers".to_owned())
+    }
+}
+
 /// What `--workspace` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Workspace {

@@ -1,5 +1,6 @@
 //! One module per command.
 
+mod attach;
 mod bench;
 mod completions;
 mod cp;
@@ -14,6 +15,7 @@ mod net;
 mod run;
 mod secret;
 mod service;
+mod shell;
 mod stats;
 mod status;
 mod template;
@@ -29,7 +31,7 @@ use aegis_types::{NetPolicy, WantedSecrets};
 
 use crate::args::{Command, InstanceOptions, Variable};
 use crate::error::{CliError, Kind};
-use crate::ui;
+use crate::{terminal, ui};
 
 /// What every command needs.
 pub(crate) struct Context {
@@ -58,6 +60,8 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Run(args) => run::run(&context()?, *args).await,
         Command::Instance { command } => instance::run(&context()?, command).await,
         Command::Exec(args) => exec::run(&context()?, args).await,
+        Command::Shell(args) => shell::run(&context()?, args).await,
+        Command::Attach(args) => attach::run(&context()?, args).await,
         Command::Cp(args) => cp::run(&context()?, args).await,
         Command::Inspect { name, json: _ } => inspect::run(&context()?, &name).await.map(|()| 0),
         Command::Update(args) => update::run(&context()?, args).await.map(|()| 0),
@@ -103,14 +107,21 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> Result<CreateInst
     let wanted = wanted.checked().map_err(|e| {
         CliError::new(Kind::Usage, "the options for secrets contradict each other").because(&e)
     })?;
+    let mut env = env.into_iter().collect();
+    if options.streams.tty {
+        terminal::name_in(&mut env);
+    }
     Ok(CreateInstance {
         command,
         handle: options.name,
         image_ref: options.image,
-        env: env.into_iter().collect(),
+        env,
         secrets: wanted.variables,
         secret_files: wanted.files,
         workdir: options.workdir,
+        user: options.user,
+        tty: options.streams.tty,
+        stdin: options.streams.interactive,
         memory_mb: options.memory,
         disk_mb: options.disk,
         vcpus: options.cpus,

@@ -1,9 +1,10 @@
 //! `aegis run`: create, follow, delete.
 //!
 //! **Invariant:** once the create request was sent, every way out deletes the instance first: the end of the
-//! command, errors, signals, a closed pipe. Only a second signal while deleting, or a daemon that is gone, leaves it
-//! behind, and that is said.
+//! command, errors, signals, a closed pipe. Only the detach keys, a second signal while deleting, or a daemon that is gone
+//! leaves it behind, and that is said.
 
+mod attached;
 mod attend;
 mod verdict;
 
@@ -18,10 +19,11 @@ use super::instance::{exposed, warn_of_problems};
 use super::{Context, creation};
 use crate::args::Run;
 use crate::daemon;
-use crate::error::{CliError, Kind};
+use crate::error::CliError;
+use crate::limits::Limits;
 use crate::progress::Spinner;
 use crate::signals::Signals;
-use crate::ui;
+use crate::{terminal, ui};
 
 pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
     let mut signals = Signals::listen()?;
@@ -31,8 +33,11 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
             "--pause-after and --hibernate-after have no effect: a run is not idle while it is followed",
         );
     }
-    let spinner = Spinner::start("starting aegisd");
     let request = CreateInstance { ephemeral: true, ..creation(args.options, args.command)? };
+    if request.tty {
+        terminal::required("leave out `-t`")?;
+    }
+    let spinner = Spinner::start("starting aegisd");
     let prepared = tokio::select! {
         prepared = prepare(context, request.handle.as_ref()) => prepared,
         signal = signals.next() => Err(signal),
@@ -41,12 +46,24 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
 
     spinner.say("booting");
     let (id, interrupted) = create(&context.client, &request, &spinner, &mut signals).await?;
-    let mut limits = Limits { signals, timeout: args.timeout, started: tokio::time::Instant::now() };
+    let mut limits = Limits::new(signals, args.timeout);
     let outcome = match interrupted {
         Some(signal) => Err(signal),
-        None => attend::attend(&context.client, &id, &spinner, &mut limits).await,
+        None if request.stdin || request.tty => {
+            let keys = &args.detach_keys;
+            attached::attend(&context.client, &id, &request, keys, &spinner, &mut limits).await
+        }
+        None => attend::attend(&context.client, &id, &spinner, &mut limits).await.map(End::Exited),
     };
     spinner.clear();
+    let outcome = match outcome {
+        Ok(End::Detached) => {
+            leave(&id, args.timeout);
+            return Ok(0);
+        }
+        Ok(End::Exited(code)) => Ok(code),
+        Err(error) => Err(error),
+    };
     // What happened comes before what became of the instance.
     let code = outcome.unwrap_or_else(|error| {
         ui::report(&error);
@@ -54,6 +71,26 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
     });
     delete(&context.client, &id, &mut limits.signals).await;
     Ok(code)
+}
+
+/// How a run ended when nothing went wrong.
+enum End {
+    /// The command has this exit code.
+    Exited(u8),
+    /// The user has left it.
+    Detached,
+}
+
+/// What happens to the instance is in the hands of the user now.
+fn leave(id: &InstanceId, timeout: Option<Duration>) {
+    let mut text = format!(
+        "\nDetached from instance `{id}`, which goes on; `aegis attach {id}` attaches again, \
+         `aegis instance delete {id}` deletes it\n"
+    );
+    if timeout.is_some() {
+        text.push_str("`--timeout` ends with `aegis run`\n");
+    }
+    ui::eprint(&text);
 }
 
 /// Sees to it that the daemon runs and that the name is free: an instance that is there must not be deleted.
@@ -126,35 +163,5 @@ async fn delete(client: &Client, id: &InstanceId, signals: &mut Signals) {
         Ok(_) => {}
         Err(ClientError::Api { body, .. }) if body.code == ErrorCode::InstanceNotFound => {}
         Err(error) => ui::report(&left.because(&error)),
-    }
-}
-
-/// What ends a run before its command does.
-struct Limits {
-    signals: Signals,
-    timeout: Option<Duration>,
-    started: tokio::time::Instant,
-}
-
-impl Limits {
-    /// A signal or the end of the time. Cancel safe.
-    async fn passed(&mut self) -> CliError {
-        let Some(timeout) = self.timeout else { return self.signals.next().await };
-        tokio::select! {
-            biased;
-            signal = self.signals.next() => signal,
-            () = tokio::time::sleep_until(self.started + timeout) => {
-                CliError::new(Kind::Timeout, format!("the command did not end within {}", ui::in_words(timeout)))
-            }
-        }
-    }
-
-    /// The result of a future, unless something ends the run first.
-    async fn during<T>(&mut self, future: impl Future<Output = T>) -> Result<T, CliError> {
-        tokio::select! {
-            biased;
-            end = self.passed() => Err(end),
-            result = future => Ok(result),
-        }
     }
 }

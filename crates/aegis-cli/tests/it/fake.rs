@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -11,6 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread;
 use std::time::Duration;
 
+use aegis_api::{ExecDone, ExecStarted, ProcessOutput, STREAMS};
+use aegis_types::ProcessInput;
+use aegis_types::frame::FrameDecoder;
 use tempfile::TempDir;
 
 /// Far more than anything here takes on a busy machine.
@@ -29,8 +32,54 @@ pub(crate) enum Reply {
     LinesUntilDeleted(Vec<String>),
     /// NDJSON lines, then a broken connection.
     LinesThenCut(Vec<String>),
+    /// Streams, whose daemon's end goes there.
+    Streams(mpsc::Sender<Peer>),
     /// No answer ever.
     Never,
+}
+
+/// The daemon's end of the streams of a process.
+pub(crate) struct Peer {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+}
+
+impl Peer {
+    pub(crate) fn says(&mut self, output: ProcessOutput) {
+        self.stream.write_all(&output.into_frame().encode().unwrap()).unwrap();
+    }
+
+    pub(crate) fn starts(&mut self) {
+        let started_at = "2026-01-01T00:00:00Z".parse().unwrap();
+        self.says(ProcessOutput::Started(ExecStarted { exec_id: "e1".into(), started_at }));
+    }
+
+    pub(crate) fn ends(&mut self, exit_code: u8, error: Option<&str>) {
+        let error = error.map(str::to_owned);
+        self.says(ProcessOutput::Done(ExecDone { exec_id: "e1".into(), exit_code, done: true, error }));
+    }
+
+    /// Ends the streams after these bytes.
+    pub(crate) fn breaks(mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// What comes next, or `None` at the end.
+    pub(crate) fn hears(&mut self) -> Option<ProcessInput> {
+        self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(ProcessInput::from_frame(frame).unwrap());
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return None,
+                // The client left while something was on its way to it.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                length => self.decoder.push(&bytes[..length.unwrap()]),
+            }
+        }
+    }
 }
 
 pub(crate) fn ok(json: &str) -> Reply {
@@ -154,8 +203,13 @@ static PROGRAMS: RwLock<()> = RwLock::new(());
 
 /// Starts a process with its outputs as pipes.
 pub(crate) fn spawn(command: &mut Command) -> Child {
+    spawn_plain(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+}
+
+/// Starts a process as it is.
+pub(crate) fn spawn_plain(command: &mut Command) -> Child {
     let _guard = PROGRAMS.read().unwrap();
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.spawn().unwrap()
 }
 
 /// Starts a process and waits for its end.
@@ -227,7 +281,7 @@ pub(crate) fn serve_status(home: &Path) -> ! {
 
 fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
-    let (mut head, mut length, mut chunked) = (String::new(), 0, false);
+    let (mut head, mut length, mut chunked, mut switches) = (String::new(), 0, false, false);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
@@ -240,6 +294,7 @@ fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
         if let Some(value) = line.strip_prefix("content-length: ") {
             length = value.parse().unwrap();
         }
+        switches |= line.strip_prefix("upgrade: ") == Some(STREAMS);
         chunked |= line == "transfer-encoding: chunked";
         if head.is_empty() {
             head = line.trim_end_matches(" HTTP/1.1").to_owned();
@@ -262,6 +317,15 @@ fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
             None => Reply::Json(404, r#"{"error":"no such thing","code":"instance_not_found"}"#.to_owned()),
         }
     };
+    if let Reply::Streams(_) = reply
+        && !switches
+    {
+        return send(
+            stream,
+            Reply::Json(400, r#"{"error":"no streams","code":"invalid_request"}"#.into()),
+            shared,
+        );
+    }
     send(stream, reply, shared)
 }
 
@@ -274,6 +338,12 @@ fn send(mut stream: UnixStream, reply: Reply, shared: &Shared) -> std::io::Resul
             let state = shared.state.lock().unwrap();
             drop(shared.changed.wait_timeout_while(state, DEADLINE, |state| !state.released).unwrap());
             return send(stream, Reply::Json(code, body), shared);
+        }
+        Reply::Streams(peers) => {
+            write!(stream, "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: {STREAMS}\r\n\r\n")?;
+            // A test that has ended does not want it any more.
+            drop(peers.send(Peer { stream, decoder: FrameDecoder::default() }));
+            return Ok(());
         }
         Reply::Never => {
             // Until the client leaves.

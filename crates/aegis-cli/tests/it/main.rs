@@ -8,5 +8,7 @@ mod rest;
 mod run;
 mod secret;
 mod service;
+mod streams;
+mod terminal;
 mod up;
 mod usage;

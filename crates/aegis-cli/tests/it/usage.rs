@@ -22,6 +22,8 @@ fn alone_it_shows_its_usage_and_fails() {
       run          Run a command in a new VM, then delete the VM
       instance     Manage instances
       exec         Run a command in an instance
+      shell        Open a shell in an instance
+      attach       Connect the terminal to the command of an instance
       cp           Copy files between this machine and an instance
       inspect      Show everything about an instance or an image, as JSON
       update       Change memory, disk, CPUs, environment or idle settings of an instance
@@ -43,7 +45,7 @@ fn alone_it_shows_its_usage_and_fails() {
       -h, --help        Print help
 
     Exit codes:
-      0      success; of `run` and `exec`: the exit code of the guest's command
+      0      success; of `run`, `exec`, `shell` and `attach`: the exit code of the guest's command
       1      error
       2      the command line makes no sense
       124    `--timeout` or `--max-lifetime` passed
@@ -83,7 +85,7 @@ fn help_of_run() {
           --image <IMAGE>               Image
           --memory <MB>                 Memory in MiB
           --cpus <N>                    Virtual CPUs [alias: --vcpus]
-          --env <VARIABLE>              Environment variable of the command: K=V, K=secret.NAME, KEY for
+      -e, --env <VARIABLE>              Environment variable of the command: K=V, K=secret.NAME, KEY for
                                         the secret of that name if it is stored, or '*' for all secrets;
                                         may be repeated
           --env-literal <K=V>           The same, whatever the value looks like; may be repeated
@@ -91,7 +93,11 @@ fn help_of_run() {
                                         or '*' for all; it must be stored; may be repeated
           --secret-file <KEY:FILE>      Secret that the guest has as a file in memory, as
                                         KEY:/run/secrets/NAME; may be repeated
-          --workdir <DIR>               Working directory in the guest
+      -i, --interactive                 Open the standard input of the command
+      -t, --tty                         Give the command a terminal
+      -u, --user <USER[:GROUP]>         User and group of the command in the guest, names or numbers
+                                        [default: root]
+      -w, --workdir <DIR>               Working directory in the guest
           --workspace <WORKSPACE[:ro]>  What it has at /workspace: the name of a workspace, or a
                                         directory of this machine (a path with a `/`, or one that begins
                                         with `.`); `:ro` at the end keeps it from changing it [default:
@@ -112,6 +118,8 @@ fn help_of_run() {
           --no-hibernate                Never write its memory to disk
           --max-lifetime <DURATION>     Stop it so long after its start, whatever it does
           --timeout <DURATION>          End the run after this time, such as 90s or 5m
+          --detach-keys <KEYS>          Keys that leave the command of `-it`, which goes on: characters
+                                        and ctrl-CHARACTER; '' for none [default: ctrl-p,ctrl-q]
       -h, --help                        Print help
     ");
 }
@@ -237,6 +245,12 @@ fn values_are_checked_before_anything_happens() {
         &["run", "--workdir", "relative", "--", "x"],
         &["run"],
         &["exec", "web"],
+        &["exec", "-u", "a:b:c", "web", "--", "x"],
+        &["exec", "-u", "", "web", "--", "x"],
+        &["run", "-u", "nobody:", "--", "x"],
+        &["attach", "--detach-keys", "ctrl-", "web"],
+        &["shell"],
+        &["instance", "start", "-t", "web"],
         &["instance", "start"],
         &["instance", "start", "web", "--memory", "512"],
         &["instance", "start", "web", "--", "x"],

@@ -19,5 +19,6 @@ mod router;
 mod run;
 mod secrets;
 mod templates;
+mod terminal;
 mod tools;
 mod workspace;

@@ -130,7 +130,11 @@ async fn cloned_with_a_longer_disk(sys: FakeSys) -> (Vm, Result<Started, CallErr
     let greeting = Hello { disk_bytes: Some(300 << 20), ..hello() };
     let (link, _) = within(greet(carrier, greeting)).await.unwrap();
     let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
-    let started = within(control.call(RUN, &Run { process: sh("true"), secret_files: Vec::new() })).await;
+    let started = within(
+        control
+            .call(RUN, &Run { process: sh("true"), secret_files: Vec::new(), streams: Default::default() }),
+    )
+    .await;
     (vm, started)
 }
 

@@ -17,7 +17,7 @@ use aegis_proto::tcp::Answer;
 use aegis_proto::worker::{
     BootFailure, Confinement, ExitReason, Exited, Phase, Ready, StartPhases, WorkerStatus,
 };
-use aegis_types::{ExitStatus, StartKind, VmId};
+use aegis_types::{ExitStatus, ProcessInput, StartKind, VmId};
 use serde_json::Value;
 use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::watch;
@@ -237,7 +237,7 @@ impl Worker for Arc<Guest> {
             match service {
                 Service::Control => guest.control(theirs).await,
                 Service::Logs => guest.logs(theirs).await,
-                Service::Exec => guest.exec(theirs).await,
+                Service::Exec | Service::Streams => guest.exec(theirs).await,
                 Service::Tcp => guest.tcp(theirs).await,
                 Service::Activity | Service::Fuse | Service::Files => {}
             }
@@ -365,6 +365,7 @@ impl Handler for Control {
                     primary_pid: started.then_some(1),
                     primary_exit: exit,
                     secret_files: true,
+                    streams: true,
                 };
                 Ok(serde_json::to_value(status).unwrap())
             }

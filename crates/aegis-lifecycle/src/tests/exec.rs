@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use aegis_proto::control::Process;
 use aegis_proto::exec::{ExecEvent, ExecRequest, Start};
-use aegis_types::{ExitStatus, InstanceState, StopReason};
+use aegis_types::{ExitStatus, InstanceState, ProcessInput, StopReason};
 
 use super::running;
 use crate::testing::World;
 use crate::{Denied, ExecError, ExecLost, ExecSession};
 
 pub(super) fn start(program: &str) -> Start {
-    let process = Process { command: vec![program.to_owned()], env: BTreeMap::new(), workdir: None };
-    Start { process, stdin: true }
+    let process =
+        Process { command: vec![program.to_owned()], env: BTreeMap::new(), workdir: None, user: None };
+    Start { process, stdin: true, tty: None }
 }
 
 async fn all(session: &mut ExecSession) -> Vec<Result<ExecEvent, ExecLost>> {

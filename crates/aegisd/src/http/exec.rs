@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use aegis_api::{ErrorCode, ExecDone, ExecRequest, ExecStarted, LogEntry, LogSource, LogStream};
-use aegis_lifecycle::{ExecSession, Instance};
+use aegis_lifecycle::{ExecError, ExecSession, Instance};
 use aegis_proto::control::Process;
 use aegis_proto::exec::{self, ExecEvent, Start};
 use aegis_proto::lines::{LineSplitter, OutputLine};
-use aegis_types::InstanceId;
+use aegis_types::{InstanceId, ProcessInput};
 use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error::{ApiError, exec_failed, label};
 use super::extract::{Json, Target};
-use super::instances::check_process;
+use super::instances::{check_process, check_user};
 use super::{Shared, ndjson, write_line};
 
 /// Pieces of the answer that may wait for the client.
@@ -30,11 +30,11 @@ const QUEUE: usize = 8;
 /// A line without its end is shown when nothing follows for so long: it may be a prompt.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Time between SIGKILL and the report of the process's end.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
-const SIGKILL: u8 = 9;
+pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const SIGKILL: u8 = 9;
 /// Exit codes of commands that did not end by themselves.
-const TIMED_OUT: u8 = 124;
-const LOST: u8 = 125;
+pub(super) const TIMED_OUT: u8 = 124;
+pub(super) const LOST: u8 = 125;
 
 /// Runs a command beside the instance's own, waking it.
 #[utoipa::path(
@@ -53,10 +53,10 @@ pub(super) async fn exec(
     Target(instance): Target,
     Json(request): Json<ExecRequest>,
 ) -> Result<Response, ApiError> {
-    check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
     let time_limit = request.timeout_ms.map(Duration::from_millis);
-    let process = Process { command: request.command, env: request.env, workdir: request.workdir };
-    let session = open(&app, &instance, Start { process, stdin: false }).await?;
+    let process = process(&instance, request)?;
+    let start = Start { process, stdin: false, tty: None };
+    let session = open(&app, &instance, instance.exec(start)).await?;
     let exec_id = format!("exec-{}", app.ids.next());
     let (client, answer) = mpsc::channel(QUEUE);
     let pump = Pump {
@@ -75,10 +75,22 @@ pub(super) async fn exec(
     })))
 }
 
+/// The process that a request asks for.
+pub(super) fn process(instance: &Instance, request: ExecRequest) -> Result<Process, ApiError> {
+    check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
+    check_user(request.user.as_deref())?;
+    let user = request.user.or_else(|| instance.spec().user.clone());
+    Ok(Process { command: request.command, env: request.env, workdir: request.workdir, user })
+}
+
 /// Opens a session, waking the instance. A client waits as long as one boot may take; the boot goes on without it.
-async fn open(app: &Shared, instance: &Instance, start: Start) -> Result<ExecSession, ApiError> {
+pub(super) async fn open(
+    app: &Shared,
+    instance: &Instance,
+    opening: impl Future<Output = Result<ExecSession, ExecError>>,
+) -> Result<ExecSession, ApiError> {
     let limit = app.settings.boot_timeout.value;
-    match timeout(limit, instance.exec(start)).await {
+    match timeout(limit, opening).await {
         Ok(session) => session.map_err(|e| exec_failed(instance, e)),
         Err(_) => Err(too_slow(instance, limit)),
     }
@@ -235,15 +247,16 @@ impl Pump {
     }
 
     fn timed_out(&self) -> End {
-        let limit = self.time_limit.unwrap_or_default();
-        End {
-            exit_code: TIMED_OUT,
-            error: Some(format!("the command was killed after {} ms", limit.as_millis())),
-        }
+        End { exit_code: TIMED_OUT, error: Some(killed_after(self.time_limit.unwrap_or_default())) }
     }
 }
 
-async fn at(time: Option<Instant>) {
+/// What is said of a command that took too long.
+pub(super) fn killed_after(limit: Duration) -> String {
+    format!("the command was killed after {} ms", limit.as_millis())
+}
+
+pub(super) async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,

@@ -89,6 +89,9 @@ async fn start_existing(
         ("image", request.image_ref.as_ref().is_some_and(|image| *image != spec.image)),
         ("environment", !request.env.is_empty() && request.env != spec.env),
         ("workdir", request.workdir.is_some() && request.workdir != spec.workdir),
+        ("user", request.user.is_some() && request.user != spec.user),
+        ("terminal", request.tty && !spec.tty),
+        ("standard input", request.stdin && !spec.stdin),
         ("memory", request.memory_mb.is_some_and(|memory| memory != spec.memory)),
         ("disk", request.disk_mb.is_some_and(|disk| disk != spec.disk)),
         ("cpus", request.vcpus.is_some_and(|vcpus| vcpus != spec.vcpus)),
@@ -140,6 +143,7 @@ async fn start_and_listen(app: &Shared, instance: &Instance) -> Result<(), ApiEr
 
 async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInstance, ApiError> {
     check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
+    check_user(request.user.as_deref())?;
     let policy = request.policy().map_err(|e| ApiError::invalid(e.to_string()))?;
     let net = request.net.clone().unwrap_or_default().checked();
     let net = net.map_err(|e| ApiError::invalid(e.to_string()))?;
@@ -166,6 +170,9 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         command: request.command,
         env: request.env,
         workdir: request.workdir,
+        user: request.user,
+        tty: request.tty,
+        stdin: request.stdin,
         memory: request.memory_mb.unwrap_or(app.settings.default_memory.value),
         disk: request.disk_mb.unwrap_or(app.settings.default_disk.value),
         vcpus: request.vcpus.unwrap_or(app.settings.default_vcpus.value),
@@ -277,6 +284,19 @@ pub(super) fn check_process<'a>(
     match workdir {
         Some(dir) if !dir.starts_with('/') || dir.contains('\0') => {
             Err(ApiError::invalid("`workdir` must be an absolute path in the guest"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Longer than any name of a user and a group.
+const USER_MAX: usize = 256;
+
+/// Refuses what names no user. Whether there is one the guest knows.
+pub(super) fn check_user(user: Option<&str>) -> Result<(), ApiError> {
+    match user {
+        Some(user) if user.is_empty() || user.len() > USER_MAX || user.chars().any(char::is_control) => {
+            Err(ApiError::invalid("`user` must be USER or USER:GROUP, names or numbers of the guest"))
         }
         _ => Ok(()),
     }

@@ -19,6 +19,7 @@ mod ports;
 mod secrets;
 mod stats;
 mod status;
+mod streams;
 mod templates;
 mod update;
 mod view;
@@ -151,6 +152,8 @@ fn routes() -> Routes {
         .route(&of("expose"), post(ports::expose))
         .route(&of("expose/{guest_port}"), delete(ports::unexpose))
         .route(&of("exec"), post(exec::exec))
+        .route(&of("exec/attach"), post(streams::exec_attached))
+        .route(&of("attach"), post(streams::attach))
         .route(&of("logs"), get(logs::logs))
         .route(&of("net"), get(net::show))
         .route(&of("net/rules"), post(net::add_rule))

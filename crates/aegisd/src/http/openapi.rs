@@ -15,8 +15,8 @@ use utoipa::openapi::{self, Ref, RefOr, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    copy, exec, files, idle, images, instances, logs, metrics, net, ports, secrets, stats, status, templates,
-    update, wait, workspaces,
+    copy, exec, files, idle, images, instances, logs, metrics, net, ports, secrets, stats, status, streams,
+    templates, update, wait, workspaces,
 };
 
 #[derive(OpenApi)]
@@ -30,6 +30,8 @@ use super::{
         copy::stat,
         copy::write,
         exec::exec,
+        streams::exec_attached,
+        streams::attach,
         files::read,
         files::tree,
         files::write,

@@ -22,7 +22,7 @@ use aegis_proto::service::Service;
 use aegis_proto::worker::{
     BootFailure, Confinement, ExitReason, Exited, Phase, Ready, StartPhases, WorkerStatus,
 };
-use aegis_types::{ExitStatus, InstanceId, StartKind, VmId};
+use aegis_types::{ExitStatus, InstanceId, ProcessInput, StartKind, VmId};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;
@@ -224,7 +224,8 @@ impl Handler for Control {
                     version: "1.2.3".to_owned(),
                     primary_pid,
                     primary_exit: None,
-                    secret_files: true
+                    secret_files: true,
+                    streams: true,
                 }))
             }
             _ => Ok(Value::Null),

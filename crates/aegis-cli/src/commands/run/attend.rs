@@ -11,10 +11,10 @@ use aegis_client::{Client, ClientError, LogQuery};
 use aegis_types::{InstanceId, InstanceState};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::Limits;
 use super::verdict::{self, SYSTEM_LINES};
 use crate::error::{CliError, Kind};
 use crate::guest_output::GuestOutput;
+use crate::limits::Limits;
 use crate::progress::Spinner;
 use crate::ui;
 
