@@ -225,11 +225,13 @@ fn an_output_that_nobody_reads_gives_the_terminal_back() {
 
 #[test]
 fn a_terminal_that_is_gone_ends_us() {
-    let Joined { pty, fake, child, mut peer, .. } = Joined::start(&EXEC);
-    drop(pty);
-    assert_eq!(finish(child).status.code(), Some(129));
-    assert_eq!(peer.hears(), None);
-    drop(fake);
+    for (args, heard) in [(&EXEC[..], None), (&["attach", "web"], Some(ProcessInput::End))] {
+        let Joined { pty, fake, child, mut peer, .. } = Joined::start(args);
+        drop(pty);
+        assert_eq!(finish(child).status.code(), Some(129));
+        assert_eq!((peer.hears(), peer.hears()), (heard, None));
+        drop(fake);
+    }
 }
 
 #[test]
