@@ -258,8 +258,9 @@ impl Feeder {
     }
 
     async fn tell_size(&mut self) -> Result<(), ClientError> {
-        let now = terminal::size();
-        if self.size.is_some_and(|told| told != now) {
+        if let (Some(told), Some(now)) = (self.size, terminal::size())
+            && told != now
+        {
             self.size = Some(now);
             self.input.send(ProcessInput::Resize(now)).await?;
         }
