@@ -3,16 +3,17 @@
 //! Two sides that do not wait for each other: one feeds the process, in a task of its own, and one writes its output. Were
 //! they one, a process that writes before it reads on would be held up for ever.
 
+use std::error::Error;
 use std::io;
 use std::time::Duration;
 
 use aegis_api::{ExecDone, LogStream, ProcessOutput};
-use aegis_client::{ClientError, Process, ProcessSender};
+use aegis_client::{ClientError, Process, ProcessReceiver, ProcessSender};
 use aegis_types::frame::CHUNK_MAX;
 use aegis_types::{ProcessInput, TerminalSize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::detach_keys::{DetachKeys, Matcher, Typed};
 use crate::error::{CliError, Kind};
@@ -76,62 +77,68 @@ pub(crate) async fn join(
 
     // At most one signal and the farewell.
     let (control, controls) = mpsc::channel(2);
-    let feeder = Feeder { input, matcher: plan.raw.map(Matcher::new), resized, size: plan.size };
+    let leave_alone = plan.leave_alone;
+    let feeder = Feeder { input, matcher: plan.raw.map(Matcher::new), resized, size: plan.size, leave_alone };
     let mut feeding = JoinSet::new();
     feeding.spawn(feeder.feed(stdin, controls));
     let forward = plan.forward_signals;
     let mut interrupts = Interrupts { limits, forward, control: control.clone() };
+    let ended = pass_on(source, &mut feeding, &mut interrupts).await;
+    if ended.is_err() && leave_alone && control.try_send(Control::Leave).is_ok() {
+        let _ = tokio::time::timeout(LEAVE_TIMEOUT, feeding.join_next()).await;
+    }
+    ended
+}
 
+/// Writes what the process writes, until something ends that.
+async fn pass_on(
+    mut source: ProcessReceiver,
+    feeding: &mut JoinSet<Result<Fed, ClientError>>,
+    interrupts: &mut Interrupts<'_>,
+) -> Result<Ended, CliError> {
     let mut output = GuestOutput::new();
     let ended = loop {
         let said = tokio::select! {
             biased;
-            end = interrupts.passed() => break Err(end),
-            Some(fed) = feeding.join_next() => match fed {
-                Ok(Ok(Fed::Detached)) => break Ok(Ended::Detached),
-                Ok(Ok(Fed::HungUp)) => break Err(CliError::new(Kind::Signal(SIGHUP), "the terminal is gone")),
-                Ok(Ok(Fed::Unreadable(error))) => {
-                    break Err(CliError::failure("cannot read standard input").because(&error));
-                }
-                // A process that is about to end takes no more input. If it is anything else, its output says so.
-                Ok(Err(_)) => continue,
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    Err(error) => break Err(CliError::failure("cannot read standard input").because(&error)),
-                },
+            end = interrupts.passed() => return Err(end),
+            Some(fed) = feeding.join_next() => match end_of_feeding(fed)? {
+                Some(ended) => break ended,
+                None => continue,
             },
             said = source.next() => said,
-            flushed = output.flush(), if output.is_pending() => match flushed {
-                Ok(()) => continue,
-                Err(error) => break Err(ui::output_error(&error)),
-            },
+            flushed = output.flush(), if output.is_pending() => {
+                flushed.map_err(|e| ui::output_error(&e))?;
+                continue;
+            }
         };
         let (stream, bytes) = match said {
             Ok(Some(ProcessOutput::Stdout(bytes))) => (LogStream::Stdout, bytes),
             Ok(Some(ProcessOutput::Stderr(bytes))) => (LogStream::Stderr, bytes),
-            Ok(Some(ProcessOutput::Done(done))) => break Ok(Ended::Done(done)),
+            Ok(Some(ProcessOutput::Done(done))) => break Ended::Done(done),
             // The client has seen to it that neither comes here.
             Ok(Some(ProcessOutput::Started(_)) | None) => continue,
-            Err(error) => break Ok(Ended::Lost(error)),
+            Err(error) => break Ended::Lost(error),
         };
-        match interrupts.during(output.write(stream, &bytes)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => break Err(ui::output_error(&error)),
-            Err(end) => break Err(end),
-        }
+        interrupts.during(output.write(stream, &bytes)).await?.map_err(|e| ui::output_error(&e))?;
     };
-    let ended = match ended {
-        Ok(ended) => match interrupts.during(output.flush()).await {
-            Ok(Ok(())) => Ok(ended),
-            Ok(Err(error)) => Err(ui::output_error(&error)),
-            Err(end) => Err(end),
+    interrupts.during(output.flush()).await?.map_err(|e| ui::output_error(&e))?;
+    Ok(ended)
+}
+
+/// What it means that the process gets nothing more; perhaps nothing.
+fn end_of_feeding(fed: Result<Result<Fed, ClientError>, JoinError>) -> Result<Option<Ended>, CliError> {
+    let unreadable = |error: &dyn Error| CliError::failure("cannot read standard input").because(error);
+    match fed {
+        Ok(Ok(Fed::Detached)) => Ok(Some(Ended::Detached)),
+        Ok(Ok(Fed::HungUp)) => Err(CliError::new(Kind::Signal(SIGHUP), "the terminal is gone")),
+        Ok(Ok(Fed::Unreadable(error))) => Err(unreadable(&error)),
+        // A process that is about to end takes no more input. If it is anything else, its output says so.
+        Ok(Err(_)) => Ok(None),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(unreadable(&error)),
         },
-        Err(error) => Err(error),
-    };
-    if ended.is_err() && plan.leave_alone && control.try_send(Control::Leave).is_ok() {
-        let _ = tokio::time::timeout(LEAVE_TIMEOUT, feeding.join_next()).await;
     }
-    ended
 }
 
 /// Listens before the size is looked at again, so that no change is missed.
@@ -197,6 +204,7 @@ struct Feeder {
     matcher: Option<Matcher>,
     resized: Option<Signal>,
     size: Option<TerminalSize>,
+    leave_alone: bool,
 }
 
 impl Feeder {
@@ -225,7 +233,12 @@ impl Feeder {
                         }
                     },
                     // A terminal in raw mode has no end of input. Reading from one that is gone fails.
-                    (None | Some(Err(_)), Some(_)) => return Ok(Fed::HungUp),
+                    (None | Some(Err(_)), Some(_)) => {
+                        if self.leave_alone {
+                            leave(self.input).await?;
+                        }
+                        return Ok(Fed::HungUp);
+                    }
                     (None, None) => {
                         stdin = None;
                         self.input.send(ProcessInput::End).await?;
@@ -245,8 +258,9 @@ impl Feeder {
     }
 
     async fn tell_size(&mut self) -> Result<(), ClientError> {
-        let now = terminal::size();
-        if self.size.is_some_and(|told| told != now) {
+        if let (Some(told), Some(now)) = (self.size, terminal::size())
+            && told != now
+        {
             self.size = Some(now);
             self.input.send(ProcessInput::Resize(now)).await?;
         }

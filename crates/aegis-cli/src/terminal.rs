@@ -74,14 +74,14 @@ pub(crate) fn required(hint: &str) -> Result<(), CliError> {
     Err(CliError::new(Kind::Usage, "the input device is not a terminal").hint(hint))
 }
 
-/// Its size: of the one that shows our output, or else of the one that our input comes from.
-pub(crate) fn size() -> TerminalSize {
+/// What is said of a size that nobody knows.
+pub(crate) const UNKNOWN: TerminalSize = TerminalSize { rows: 0, cols: 0 };
+
+/// Its size: of the one that shows our output, or else of the one that our input comes from. A terminal that is gone has none.
+pub(crate) fn size() -> Option<TerminalSize> {
     let sizes = [tcgetwinsize(io::stdout()), tcgetwinsize(io::stdin())];
-    let known = sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0);
-    known.map_or(TerminalSize { rows: 0, cols: 0 }, |size| TerminalSize {
-        rows: size.ws_row,
-        cols: size.ws_col,
-    })
+    let known = sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0)?;
+    Some(TerminalSize { rows: known.ws_row, cols: known.ws_col })
 }
 
 /// Adds the kind of our terminal to the variables of a command that has one, unless they name another.

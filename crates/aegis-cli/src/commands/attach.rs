@@ -24,14 +24,14 @@ pub(crate) async fn run(context: &Context, args: Attach) -> Result<u8, CliError>
         terminal::required("`--no-stdin` shows the output of the command")?;
     }
     // Who only looks on does not change the size.
-    let request = Request { size: raw.map(|_| terminal::size()) };
+    let request = Request { size: raw.and_then(|_| terminal::size()) };
     let process = match limits.during(context.client.attach(target, &request)).await? {
         Ok(process) => process,
         Err(error) => return Err(explain(&context.client, target, error).await),
     };
     let plan = Plan {
         stdin,
-        size: request.size,
+        size: raw.map(|_| request.size.unwrap_or(terminal::UNKNOWN)),
         raw,
         forward_signals: !info.tty && !args.no_stdin,
         leave_alone: info.tty,

@@ -77,7 +77,11 @@ pub(super) async fn with_streams(
         terminal::name_in(&mut exec.env);
     }
     let mut limits = Limits::new(Signals::listen()?, None);
-    let request = AttachedExec { exec, stdin: interactive, tty: tty.then(terminal::size) };
+    let request = AttachedExec {
+        exec,
+        stdin: interactive,
+        tty: tty.then(|| terminal::size().unwrap_or(terminal::UNKNOWN)),
+    };
     let process = match limits.during(context.client.exec_attached(target, &request)).await? {
         Ok(process) => process,
         Err(error) => return Err(explain(&context.client, target, error).await),

@@ -19,11 +19,27 @@ fn fake(lines: &[&str]) -> Fake {
 fn output_and_exit_code_are_the_commands() {
     let raw = r#"{"ts":"2026-01-01T00:00:00Z","stream":"stdout","line":"?","source":"exec","instance_id":"inst-1","partial":true,"raw":"/wA="}"#;
     let fake = fake(&[STARTED, &entry("exec", "stderr", "err"), raw, &done(42, "")]);
-    let args = ["exec", "--env", "A=b", "--workdir", "/srv", "--timeout", "1m", "web", "--", "sh", "-c", "x"];
+    let args = [
+        "exec",
+        "--env",
+        "A=b",
+        "--workdir",
+        "/srv",
+        "--user",
+        "1:2",
+        "--timeout",
+        "1m",
+        "web",
+        "--",
+        "sh",
+        "-c",
+        "x",
+    ];
     let output = fake.output(&args);
     assert_eq!(output.status.code(), Some(42));
     assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"\xff\x00"[..], &b"err\n"[..]));
-    let body = r#"{"command":["sh","-c","x"],"env":{"A":"b"},"workdir":"/srv","timeout_ms":60000}"#;
+    let body =
+        r#"{"command":["sh","-c","x"],"env":{"A":"b"},"workdir":"/srv","user":"1:2","timeout_ms":60000}"#;
     assert_eq!(fake.requests(), [format!("POST /v1/instances/web/exec {body}")]);
 }
 

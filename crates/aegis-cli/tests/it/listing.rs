@@ -45,7 +45,7 @@ fn no_instances_are_said_in_words() {
 
 #[test]
 fn info_shows_what_is_known() {
-    let more = r#","handle":"web","env_keys":["A","B"],"workdir":"/srv","stop_reason":"exited","exit_code":3,
+    let more = r#","handle":"web","env_keys":["A","B"],"workdir":"/srv","user":"nobody","tty":true,"stdin":true,"stop_reason":"exited","exit_code":3,
         "stopped_at":"2026-01-02T03:04:05.678Z","last_error":"it was bad""#;
     let fake = Fake::start().on("GET /v1/instances/web", ok(&info("stopped", more)));
     assert_snapshot!(fake.aegis(&["instance", "info", "web"]), @r"
@@ -57,7 +57,9 @@ fn info_shows_what_is_known() {
     Enabled:     true
     Image:       base
     Command:     x
+    User:        nobody
     Working Dir: /srv
+    Attach:      input, terminal
     Environment: A B
     Memory:      512 MiB
     CPUs:        1

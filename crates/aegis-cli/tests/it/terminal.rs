@@ -14,6 +14,19 @@ const EXEC: [&str; 5] = ["exec", "-it", "web", "--", "sh"];
 const RUN: [&str; 4] = ["run", "-it", "--", "sh"];
 const CREATED: &str = r#"{"id":"inst-1","state":"starting","command":["sh"],"image_ref":"base"}"#;
 
+/// A daemon with an instance `web` and one that a run creates, and where it hands over streams.
+fn fake() -> (Fake, mpsc::Receiver<Peer>) {
+    let (sender, peers) = mpsc::channel();
+    let fake = Fake::start()
+        .on("GET /v1/instances/web", ok(&info("running", r#","tty":true,"stdin":true"#)))
+        .on("POST /v1/instances/web/exec/attach", Reply::Streams(sender.clone()))
+        .on("POST /v1/instances/web/attach", Reply::Streams(sender.clone()))
+        .on("POST /v1/instances", Reply::Json(201, CREATED.to_owned()))
+        .on("POST /v1/instances/inst-1/attach", Reply::Streams(sender))
+        .on("DELETE /v1/instances/inst-1", ok(r#"{"status":"deleted"}"#));
+    (fake, peers)
+}
+
 /// Starts `aegis` in a terminal.
 fn spawn_in(pty: &Pty, fake: &Fake, args: &[&str]) -> Child {
     spawn_plain(environment(&mut pty.command(&fake.command(args)), fake))
@@ -36,14 +49,7 @@ struct Joined {
 impl Joined {
     /// Whatever `aegis` joins has started, and the terminal is raw.
     fn start(args: &[&str]) -> Self {
-        let (sender, peers) = mpsc::channel();
-        let fake = Fake::start()
-            .on("GET /v1/instances/web", ok(&info("running", r#","tty":true,"stdin":true"#)))
-            .on("POST /v1/instances/web/exec/attach", Reply::Streams(sender.clone()))
-            .on("POST /v1/instances/web/attach", Reply::Streams(sender.clone()))
-            .on("POST /v1/instances", Reply::Json(201, CREATED.to_owned()))
-            .on("POST /v1/instances/inst-1/attach", Reply::Streams(sender))
-            .on("DELETE /v1/instances/inst-1", ok(r#"{"status":"deleted"}"#));
+        let (fake, peers) = fake();
         let pty = Pty::new(24, 80);
         let modes = pty.modes();
         let child = spawn_in(&pty, &fake, args);
@@ -184,8 +190,18 @@ fn a_run_ends_with_its_command() {
 
 #[test]
 fn a_run_ends_when_its_time_is_up() {
-    let joined = Joined::start(&["run", "-it", "--timeout", "1s", "--", "sh"]);
-    let (pty, fake, _) = joined.ends(124);
+    let (fake, peers) = fake();
+    let pty = Pty::new(24, 80);
+    let modes = pty.modes();
+    let child = spawn_in(&pty, &fake, &["run", "-it", "--timeout", "1s", "--", "sh"]);
+    // On a busy machine the time may be up before any of this.
+    std::thread::spawn(move || {
+        let mut peer = peers.recv().unwrap();
+        peer.starts();
+        while peer.hears().is_some() {}
+    });
+    assert_eq!(finish(child).status.code(), Some(124));
+    assert_eq!(pty.modes(), modes);
     pty.shows(b"the command did not end within 1 s");
     assert_eq!(fake.requests().last().unwrap(), "DELETE /v1/instances/inst-1");
 }
@@ -204,8 +220,7 @@ fn a_daemon_that_breaks_off_gives_the_terminal_back() {
 
 #[test]
 fn an_output_that_nobody_reads_gives_the_terminal_back() {
-    let (sender, peers) = mpsc::channel();
-    let fake = Fake::start().on("POST /v1/instances/web/exec/attach", Reply::Streams(sender));
+    let (fake, peers) = fake();
     let pty = Pty::new(30, 90);
     let modes = pty.modes();
     let mut command = pty.command_with_input(&fake.command(&EXEC));
@@ -225,17 +240,18 @@ fn an_output_that_nobody_reads_gives_the_terminal_back() {
 
 #[test]
 fn a_terminal_that_is_gone_ends_us() {
-    let Joined { pty, fake, child, mut peer, .. } = Joined::start(&EXEC);
-    drop(pty);
-    assert_eq!(finish(child).status.code(), Some(129));
-    assert_eq!(peer.hears(), None);
-    drop(fake);
+    for (args, heard) in [(&EXEC[..], None), (&["attach", "web"], Some(ProcessInput::End))] {
+        let Joined { pty, fake, child, mut peer, .. } = Joined::start(args);
+        drop(pty);
+        assert_eq!(finish(child).status.code(), Some(129));
+        assert_eq!((peer.hears(), peer.hears()), (heard, None));
+        drop(fake);
+    }
 }
 
 #[test]
 fn interrupts_work_until_the_process_has_started() {
-    let (sender, peers) = mpsc::channel();
-    let fake = Fake::start().on("POST /v1/instances/web/exec/attach", Reply::Streams(sender));
+    let (fake, peers) = fake();
     let pty = Pty::new(24, 80);
     let child = spawn_in(&pty, &fake, &EXEC);
     let mut peer = peers.recv_timeout(DEADLINE).unwrap();
@@ -246,8 +262,7 @@ fn interrupts_work_until_the_process_has_started() {
 
 #[test]
 fn a_terminal_without_input_keeps_its_keys() {
-    let (sender, peers) = mpsc::channel();
-    let fake = Fake::start().on("POST /v1/instances/web/exec/attach", Reply::Streams(sender));
+    let (fake, peers) = fake();
     let pty = Pty::new(24, 80);
     let child = spawn_in(&pty, &fake, &["exec", "-t", "web", "--", "x"]);
     let mut peer = peers.recv_timeout(DEADLINE).unwrap();

@@ -25,7 +25,9 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Enabled", Some(info.enabled.to_string())),
         some("Image", Some(info.image_ref.into())),
         some("Command", Some(ui::command_line(&info.command))),
+        some("User", info.user),
         some("Working Dir", info.workdir),
+        some("Attach", streams(info.stdin, info.tty)),
         some("Environment", Some(info.env_keys.join(" ")).filter(|keys| !keys.is_empty())),
         some("Secrets", ui::secrets(&info.secret_keys, &info.secret_files)),
         some("Memory", Some(info.memory_mb.to_string())),
@@ -61,6 +63,16 @@ pub(super) async fn run(context: &Context, target: &str, json: bool) -> Result<(
         some("Last Error", info.last_error),
     ];
     ui::print(&ui::fields(&lines.into_iter().flatten().collect::<Vec<_>>()))
+}
+
+/// What clients that attach to the command have of it beside its output.
+fn streams(stdin: bool, tty: bool) -> Option<String> {
+    match (stdin, tty) {
+        (false, false) => None,
+        (true, false) => Some("input".to_owned()),
+        (false, true) => Some("terminal".to_owned()),
+        (true, true) => Some("input, terminal".to_owned()),
+    }
 }
 
 fn workspace(path: &Path, auto: bool) -> String {

@@ -24,7 +24,7 @@ pub(super) async fn attend(
     spinner: &Spinner,
     limits: &mut Limits,
 ) -> Result<End, CliError> {
-    let attach = Attach { size: instance.tty.then(terminal::size) };
+    let attach = Attach { size: terminal::size().filter(|_| instance.tty) };
     let process = match limits.during(client.attach(id.as_str(), &attach)).await? {
         Ok(process) => process,
         Err(error @ ClientError::Api { .. }) => return Err(error.into()),
@@ -33,7 +33,7 @@ pub(super) async fn attend(
     let raw = (instance.stdin && instance.tty).then_some(keys);
     let plan = Plan {
         stdin: instance.stdin,
-        size: attach.size,
+        size: instance.tty.then(|| attach.size.unwrap_or(terminal::UNKNOWN)),
         raw,
         forward_signals: raw.is_none(),
         // It is deleted.
