@@ -41,7 +41,7 @@ pub struct Attach {
 /// From a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessOutput {
-    /// It runs. Always first. The id of an attachment to the instance's own command is the instance's.
+    /// It was asked for. Always first. The id of an attachment to the instance's own command is the instance's.
     Started(ExecStarted),
     /// Standard output, or what a terminal shows; at most [`aegis_types::frame::CHUNK_MAX`] bytes.
     Stdout(Vec<u8>),

@@ -15,5 +15,6 @@ mod requests;
 mod run;
 mod secrets;
 mod shutdown;
+mod streams;
 mod support;
 mod templates;

@@ -162,11 +162,12 @@ async fn send_output(
     events: &mut ExecEvents,
     writer: &mut (impl AsyncWrite + Unpin),
 ) -> Option<End> {
+    // Before it is known whether it can be started: what follows belongs to this id in any case.
+    let started = ExecStarted { exec_id: id.to_owned(), started_at: Timestamp::now() };
+    write_frame(writer, &ProcessOutput::Started(started).into_frame()).await.ok()?;
     loop {
         let output = match events.next().await {
-            Some(Ok(ExecEvent::Started(_))) => {
-                ProcessOutput::Started(ExecStarted { exec_id: id.to_owned(), started_at: Timestamp::now() })
-            }
+            Some(Ok(ExecEvent::Started(_))) => continue,
             Some(Ok(ExecEvent::Stdout(bytes))) => ProcessOutput::Stdout(bytes),
             Some(Ok(ExecEvent::Stderr(bytes))) => ProcessOutput::Stderr(bytes),
             Some(Ok(ExecEvent::Exit(status))) => return Some((status.code, None)),

@@ -174,7 +174,7 @@ impl Guest {
         match service {
             Service::Control => drop(rpc::serve(stream, Arc::new(Control(self)), None).await),
             Service::Logs => self.logs(stream).await,
-            Service::Exec => exec(stream).await,
+            Service::Exec | Service::Streams => exec(stream).await,
             Service::Tcp | Service::Activity | Service::Fuse | Service::Files => {}
         }
     }
