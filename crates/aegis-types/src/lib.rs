@@ -4,9 +4,12 @@
 //! edge, pass the type inside.
 #![forbid(unsafe_code)]
 
+mod digest;
 mod duration;
 mod exit;
 mod files;
+mod image_config;
+mod image_name;
 mod mounts;
 mod names;
 mod net;
@@ -17,11 +20,14 @@ mod state;
 mod units;
 mod vm;
 
+pub use digest::Digest;
 pub use duration::{InvalidDuration, parse_duration};
 pub use exit::ExitStatus;
 pub use files::{CopyProblem, CopyReport, FileKind, FileStat, PROBLEMS_MAX};
+pub use image_config::{ImageConfig, InvalidImageConfig, OciConfig, OciProcess, OciRootFs};
+pub use image_name::ImageName;
 pub use mounts::{InvalidMountPoint, MOUNTS_MAX, Mount, MountPoint, WORKSPACE};
-pub use names::{Handle, ImageName, InstanceId, InvalidName, VmId};
+pub use names::{Handle, InstanceId, InvalidName, VmId};
 pub use net::{InvalidNet, NetEvent, NetMode, NetPolicy, NetRule, NetSetup, NetTarget, Proxies};
 pub use policy::{IdlePolicy, Policy, RestartPolicy, UnknownPolicy};
 pub use ports::{Expose, GuestPort, InvalidPort, Protocol, PublicPort};
