@@ -15,6 +15,7 @@ mod log;
 mod net;
 pub mod paths;
 mod policy;
+mod registry;
 mod secret;
 mod stats;
 mod status;
@@ -25,7 +26,10 @@ pub use activity::{KeepaliveRequest, WaitFor, WaitQuery};
 pub use error::{ErrorBody, ErrorCode};
 pub use exec::{ExecDone, ExecRequest, ExecStarted};
 pub use expose::{Endpoint, ExposeReply, ExposeRequest};
-pub use image::{ImageImported, ImageSummary};
+pub use image::{
+    ImageDeleted, ImageImported, ImageInfo, ImageSummary, ImageUsage, ImageUsageEntry, LayerProgress,
+    PruneImages, PrunedImages, PullEvent, PullImage,
+};
 pub use instance::{
     CreateInstance, CreatedInstance, InstanceInfo, InstanceSummary, PruneReply, StateReply, UpdateInstance,
     UpdatedInstance,
@@ -33,6 +37,7 @@ pub use instance::{
 pub use log::{LogEntry, LogSource, LogStream};
 pub use net::{NetRuleRequest, NetStatus};
 pub use policy::InvalidPolicy;
+pub use registry::{RegistryLogin, RegistrySummary};
 pub use secret::{
     AuditEntry, AuditEvent, InstanceSecrets, InstanceSecretsReply, KeyRotated, RevealedSecret, SecretSummary,
     SetSecret,

@@ -12,5 +12,5 @@ mod stream;
 
 pub use client::{Action, Client, Creation, LogQuery};
 pub use error::ClientError;
-pub use files::Download;
-pub use stream::{ExecEvent, ExecEvents, LogEntries, NetEvents};
+pub use files::{Bytestream, Download};
+pub use stream::{ExecEvent, ExecEvents, LogEntries, NetEvents, PullEvents};

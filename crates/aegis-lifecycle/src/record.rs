@@ -15,12 +15,14 @@ pub struct InstanceSpec {
     pub handle: Option<Handle>,
     /// Image of the root file system.
     pub image: ImageName,
-    /// Program and arguments.
+    /// Program and arguments; after the image's entry point with [`InstanceSpec::oci_defaults`].
     pub command: Vec<String>,
     /// Environment of the command.
     pub env: BTreeMap<String, String>,
     /// Working directory of the command.
     pub workdir: Option<String>,
+    /// Entry point, command and working directory of the image count where nothing else is asked for.
+    pub oci_defaults: bool,
     /// Guest memory.
     pub memory: Mib,
     /// Virtual CPUs.

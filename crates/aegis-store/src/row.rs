@@ -24,6 +24,8 @@ pub struct InstanceRow {
     pub env: BTreeMap<String, String>,
     /// Working directory of the command.
     pub workdir: Option<String>,
+    /// Entry point, command and working directory of the image count.
+    pub oci_defaults: bool,
     /// Guest memory.
     pub memory: Mib,
     /// Virtual CPUs.
@@ -62,14 +64,14 @@ pub struct InstanceRow {
 
 const UPSERT: &str = "
     INSERT INTO instances (id, handle, image_ref, command, env, workdir, memory_mb, vcpus, policy, parent_id, mounts, auto_workspace,
-        created_at, enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
+        oci_defaults, created_at, enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
     VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :memory_mb, :vcpus, :policy, :parent_id, :mounts, :auto_workspace,
-        :created_at, :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
+        :oci_defaults, :created_at, :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
         workdir = excluded.workdir, memory_mb = excluded.memory_mb, vcpus = excluded.vcpus, policy = excluded.policy,
         parent_id = excluded.parent_id, mounts = excluded.mounts, auto_workspace = excluded.auto_workspace,
-        created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
+        oci_defaults = excluded.oci_defaults, created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
         life_began_at = excluded.life_began_at, crashes = excluded.crashes,
         stopped_at = excluded.stopped_at, stop_reason = excluded.stop_reason, exit_code = excluded.exit_code,
@@ -97,6 +99,7 @@ impl InstanceRow {
                 reason: e.to_string(),
             })?,
             ":auto_workspace": self.auto_workspace,
+            ":oci_defaults": self.oci_defaults,
             ":created_at": self.created_at.to_string(),
             ":enabled": self.enabled,
             ":live": self.live,
@@ -140,6 +143,7 @@ impl InstanceRow {
             command: columns.json("command")?,
             env: columns.json("env")?,
             workdir: columns.get("workdir")?,
+            oci_defaults: columns.get("oci_defaults")?,
             memory: columns.sized("memory_mb", Mib::new)?,
             vcpus: columns.sized("vcpus", Vcpus::new)?,
             policy: columns.json("policy")?,

@@ -64,6 +64,9 @@ pub(crate) const STEPS: &[&str] = &[
         injected       BLOB               -- encrypted values that its current boot was given
     ) STRICT;
 ",
+    "
+    ALTER TABLE instances ADD COLUMN oci_defaults INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Brings the file to the newest version of `steps`. Each step is applied completely or not at all.

@@ -15,6 +15,7 @@ mod names;
 mod net;
 mod policy;
 mod ports;
+mod pull;
 mod secret;
 mod state;
 mod units;
@@ -31,6 +32,7 @@ pub use names::{Handle, InstanceId, InvalidName, VmId};
 pub use net::{InvalidNet, NetEvent, NetMode, NetPolicy, NetRule, NetSetup, NetTarget, Proxies};
 pub use policy::{IdlePolicy, Policy, RestartPolicy, UnknownPolicy};
 pub use ports::{Expose, GuestPort, InvalidPort, Protocol, PublicPort};
+pub use pull::PullPolicy;
 pub use secret::{
     InvalidSecretUse, SECRET_MAX, SECRETS_DIR, SECRETS_MAX, SecretBytes, SecretFile, SecretName, SecretPath,
     SecretUse, WantedSecrets,

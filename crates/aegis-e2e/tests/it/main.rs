@@ -13,6 +13,7 @@ mod image;
 mod instance;
 mod network;
 mod races;
+mod registry;
 mod rest;
 mod router;
 mod run;

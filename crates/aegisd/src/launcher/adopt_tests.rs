@@ -37,7 +37,7 @@ fn fixture() -> Fixture {
     fs::create_dir(home.logs()).unwrap();
     let assets = Arc::new(Assets::new(home.clone(), AssetFlags::default()));
     let digests = Arc::new(Digests::open(&home));
-    let images = Arc::new(Images::open(&home.images(), Arc::clone(&assets), Arc::clone(&digests)).unwrap());
+    let images = Arc::new(Images::open(home.clone(), Arc::clone(&assets), Arc::clone(&digests)).unwrap());
     let setting = Setting::default_value(AcceleratorSetting::Fixed(Accelerator::Tcg));
     let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &setting));
     let boot_timeout = Duration::from_secs(1);
@@ -220,6 +220,7 @@ async fn removing_an_instance_removes_every_file_and_is_idempotent() {
         command: vec!["true".to_owned()],
         env: std::collections::BTreeMap::new(),
         workdir: None,
+        oci_defaults: false,
         memory: Mib::DEFAULT,
         vcpus: Vcpus::DEFAULT,
         policy: Policy::default(),

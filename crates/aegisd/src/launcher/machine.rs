@@ -16,8 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::assets::Assets;
 use crate::digests::{Digests, hex};
-use crate::images::{FindError, Images};
-use crate::text::chain;
+use crate::images::{Images, RootImage};
 
 /// Serial numbers by which the guest tells its disks apart.
 const ROOT_SERIAL: &str = "aegis-root";
@@ -70,10 +69,11 @@ impl Machines {
         u64::try_from(self.boot_timeout.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The machine for these wishes.
+    /// The machine for these wishes; `root` is the image of that name.
     pub(crate) fn find(
         &self,
         image: &ImageName,
+        root: RootImage,
         memory: Mib,
         vcpus: Vcpus,
         accelerator: Accelerator,
@@ -81,18 +81,6 @@ impl Machines {
         let asset = |asset| self.assets.path(asset).map_err(missing);
         let (worker, vmm) = (asset(Asset::Worker)?, asset(Asset::Vmm)?);
         let (kernel, initramfs) = (asset(Asset::Kernel)?, asset(Asset::Initramfs)?);
-        let root = self.images.identify(image).map_err(|e| match e {
-            FindError::NotInstalled(e) => missing(e),
-            FindError::Unknown(_) => LaunchError {
-                message: e.to_string(),
-                hint: Some("import it again with `aegis image import`".to_owned()),
-            },
-            FindError::Store(e) => LaunchError { message: chain(&e), hint: None },
-            FindError::Unreadable { .. } => LaunchError {
-                message: chain(&e),
-                hint: Some("`aegis doctor` checks the installation".to_owned()),
-            },
-        })?;
         let mut machine = Machine {
             worker,
             vmm,

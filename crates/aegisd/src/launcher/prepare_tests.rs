@@ -30,6 +30,7 @@ fn spec(policy: Policy) -> InstanceSpec {
         command: vec!["secret-command".to_owned()],
         env: [("KEY".to_owned(), "secret-value".to_owned())].into(),
         workdir: None,
+        oci_defaults: false,
         memory: Mib::new(MIB).unwrap(),
         vcpus: Vcpus::DEFAULT,
         policy,

@@ -45,7 +45,7 @@ impl Fixture {
         };
         let assets = Arc::new(Assets::new(home.clone(), flags));
         let digests = Arc::new(Digests::open(&home));
-        let images = Images::open(&home.images(), Arc::clone(&assets), Arc::clone(&digests)).unwrap();
+        let images = Images::open(home.clone(), Arc::clone(&assets), Arc::clone(&digests)).unwrap();
         let machines = Machines {
             home: home.clone(),
             assets,
@@ -66,7 +66,8 @@ impl Fixture {
     pub(crate) fn machine(&self, mib: u64) -> Machine {
         let image = ImageName::parse("base").unwrap();
         let memory = Mib::new(mib).unwrap();
-        self.machines.find(&image, memory, Vcpus::DEFAULT, Accelerator::Tcg).unwrap()
+        let root = self.machines.images.find(&image).unwrap();
+        self.machines.find(&image, root, memory, Vcpus::DEFAULT, Accelerator::Tcg).unwrap()
     }
 
     /// What a build for a machine with this much memory leaves.
