@@ -283,11 +283,11 @@ fn an_image_of_a_registry_runs_with_everything_that_its_layers_have() {
     registry.push("team/tiny", "1", &process, &layers(&busybox, &look(dir.path())));
     let name = registry.name("team/tiny:1");
 
-    let script = "cat /etc/replaced; echo; ls /etc /full /kept; look /etc/gone /etc/replaced /srv/owned \
+    let script = "cat /etc/replaced; echo; ls /full /kept; look /etc/gone /etc/replaced /srv/owned \
                   /srv/linked /srv/attribute; echo $FROM_IMAGE $BOTH; pwd";
     let run =
         aegis.aegis(["run", "--image", &name, "--env", "BOTH=env", "--", "sh", "-c", script]).expect_ok();
-    let expected = "second\n/etc:\nreplaced\n\n/full:\ntwo\n\n/kept:\none\ntwo\n/etc/gone NotFound\n\
+    let expected = "second\n/full:\ntwo\n\n/kept:\none\ntwo\n/etc/gone NotFound\n\
                     /etc/replaced 100600 1000:1234 1 none\n/srv/owned 104751 1000:1234 2 none\n\
                     /srv/linked 104751 1000:1234 2 none\n/srv/attribute 100640 7:8 1 value\nyes env\n/\n";
     assert_eq!(run.out(), expected);
