@@ -1,6 +1,5 @@
 //! Challenges, tokens, credentials, and where they go.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, OnceLock};
 
 use aegis_registry::{Credential, CredentialStore, Problem};
@@ -165,6 +164,19 @@ async fn a_login_takes_effect_at_once() {
 }
 
 #[tokio::test]
+async fn a_logout_takes_effect_when_tokens_are_forgotten() {
+    let expected: &'static str = basic("me", "pw").leak();
+    let server = guarded(r#"Basic realm="r""#.to_owned(), expected).await;
+    let client = logged_in(&server, password("me", "pw"));
+    client.resolve(&server, ":t").await.unwrap();
+    let store = CredentialStore::new(client.dir.path().join("credentials.json"));
+    assert!(store.remove(&server.host()).unwrap());
+    client.registry.forget_tokens();
+    let denied = problem(client.resolve(&server, ":t").await);
+    assert!(matches!(denied, Problem::Denied { logged_in: false, .. }), "{denied:?}");
+}
+
+#[tokio::test]
 async fn denials_say_what_to_do() {
     let content = image();
     let server = Server::start(move |request, _| {
@@ -202,19 +214,15 @@ async fn docker_logins_and_helpers_are_used() {
             let config = dir.join("config.json");
             std::fs::write(&config, json).unwrap();
             options.docker_config = Some(config);
-            let helper = dir.join("docker-credential-it");
-            let answer = r#"printf '{"Username":"docker","Secret":"pw"}'"#;
-            std::fs::write(&helper, format!("#!/bin/sh\n{answer}\n")).unwrap();
-            std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o700)).unwrap();
-            options.helper_path = Some(dir.into());
+            options.helper_path = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/helpers").into());
         })
     };
     let auth = STANDARD.encode("docker:pw");
     for json in [
         format!(r#"{{"auths": {{"{host}": {{"auth": "{auth}"}}}}}}"#),
         format!(r#"{{"auths": {{"http://{host}/v2/": {{"auth": "{auth}"}}}}}}"#),
-        r#"{"credsStore": "it"}"#.to_owned(),
-        format!(r#"{{"credsStore": "missing", "credHelpers": {{"{host}": "it"}}}}"#),
+        r#"{"credsStore": "fixed"}"#.to_owned(),
+        format!(r#"{{"credsStore": "missing", "credHelpers": {{"{host}": "fixed"}}}}"#),
     ] {
         file(json.clone()).resolve(&server, ":t").await.unwrap_or_else(|e| panic!("{json}: {}", text(&e)));
     }
@@ -255,6 +263,22 @@ async fn what_is_stored_elsewhere_gets_no_credentials() {
     let stored = storage.requests_for("blobs/");
     assert_eq!(stored.len(), 2);
     assert!(storage.requests().iter().all(|request| request.authorization().is_none()));
+}
+
+#[tokio::test]
+async fn who_is_redirected_to_does_not_get_credentials_by_a_challenge() {
+    let thief = tokens(|_| Reply::ok(r#"{"token": "t"}"#)).await;
+    let stealing = challenge(&thief);
+    let storage = Server::start(move |_, _| Reply::new(401).header("www-authenticate", &stealing)).await;
+    let base = storage.url("");
+    let server = Server::start(move |request, _| match &*request.target {
+        "/v2/" => Reply::ok("{}"),
+        target => Reply::redirect(&format!("{base}{target}")),
+    })
+    .await;
+    let problem = problem(logged_in(&server, password("me", "pw")).resolve(&server, ":t").await);
+    assert!(matches!(problem, Problem::Denied { status: 401, logged_in: false, .. }), "{problem:?}");
+    assert!(!storage.requests().is_empty() && thief.requests().is_empty());
 }
 
 #[tokio::test]

@@ -173,7 +173,7 @@ pub(crate) fn layer(bytes: &[u8]) -> RemoteLayer {
 #[track_caller]
 pub(crate) fn problem<T>(result: Result<T, RegistryError>) -> Problem {
     match result {
-        Err(RegistryError::Request { problem, .. }) => problem,
+        Err(RegistryError::Request { problem, .. }) => *problem,
         Err(other) => panic!("{other:?}"),
         Ok(_) => panic!("it succeeded"),
     }
