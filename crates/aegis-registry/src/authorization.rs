@@ -3,7 +3,7 @@
 use reqwest::{Response, StatusCode, Url};
 
 use crate::challenge::{self, Challenge};
-use crate::credentials::{Credential, Found, lookup};
+use crate::credentials::{Credential, CredentialError, Found, lookup};
 use crate::endpoint::{Endpoint, registry_host};
 use crate::error::{Problem, RegistryError};
 use crate::http::Ask;
@@ -49,7 +49,7 @@ impl Registry {
         }
         let mut problem = None;
         if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(challenge) = challenge::best(response.headers())
+            && let Some(challenge) = challenge_of(&response, &url)
         {
             let found = lookup(self.options(), &endpoint.credentials).await;
             let logged_in = found.credential.is_some();
@@ -111,7 +111,12 @@ impl Registry {
             let Err(problem) = self.try_login(&endpoint, credential).await else { return Ok(()) };
             if let Err(problem) = backoff.wait(problem).await {
                 let what = "access with these credentials".to_owned();
-                return Err(RegistryError::Request { what, registry: host, problem, mirrors: Vec::new() });
+                return Err(RegistryError::Request {
+                    what,
+                    registry: host,
+                    problem: Box::new(problem),
+                    mirrors: Vec::new(),
+                });
             }
         }
     }
@@ -126,7 +131,7 @@ impl Registry {
             // One that asks for nothing accepts everything.
             return if success { Ok(()) } else { Err(http.refusal(response, false).await) };
         }
-        let challenge = challenge::best(response.headers()).ok_or_else(|| {
+        let challenge = challenge_of(&response, &url).ok_or_else(|| {
             Problem::Malformed("the registry asks for a kind of login that is not known here".to_owned())
         })?;
         let authorization = match (&challenge, credential) {
@@ -150,14 +155,22 @@ impl Registry {
     }
 }
 
+/// The challenge of an answer, if the registry itself gave it. Where it redirects to has no say in where credentials
+/// go.
+fn challenge_of(response: &Response, asked: &Url) -> Option<Challenge> {
+    (response.url().origin() == asked.origin()).then(|| challenge::best(response.headers())).flatten()
+}
+
 fn is_denial(response: &Response) -> bool {
     matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// Adds to a denial what only the caller knows.
-fn explained(problem: Problem, logged_in: bool, lookup: Option<crate::CredentialError>) -> Problem {
+fn explained(problem: Problem, logged_in: bool, lookup: Option<CredentialError>) -> Problem {
     match problem {
-        Problem::Denied { status, said, .. } => Problem::Denied { status, logged_in, said, lookup },
+        Problem::Denied { status, said, .. } => {
+            Problem::Denied { status, logged_in, said, lookup: lookup.map(Box::new) }
+        }
         other => other,
     }
 }

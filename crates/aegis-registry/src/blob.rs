@@ -69,7 +69,7 @@ impl Registry {
                 return Err(local(problem));
             }
             let (what, registry) = (format!("layer {} of `{name}`", layer.digest), endpoint.name);
-            return Err(RegistryError::Request { what, registry, problem, mirrors });
+            return Err(RegistryError::Request { what, registry, problem: Box::new(problem), mirrors });
         }
         unreachable!("the last endpoint is no mirror")
     }

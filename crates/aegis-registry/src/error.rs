@@ -23,7 +23,7 @@ pub enum RegistryError {
         registry: String,
         /// What went wrong there.
         #[source]
-        problem: Problem,
+        problem: Box<Problem>,
         /// The mirrors that were tried before, and what went wrong at each.
         mirrors: Vec<(String, Problem)>,
     },
@@ -99,7 +99,7 @@ pub enum Problem {
         /// The registry's own words.
         said: Option<String>,
         /// Why credentials could not be looked up.
-        lookup: Option<CredentialError>,
+        lookup: Option<Box<CredentialError>>,
     },
     /// 429.
     #[error("too many requests (429){}{}", asked(.retry_after), words(.said))]
@@ -149,7 +149,7 @@ pub enum Problem {
         source: reqwest::Error,
     },
     /// Nothing came, or too little.
-    #[error("{host} did not answer within {} s", .within.as_secs_f32())]
+    #[error("{host} sent nothing, or too little, for {} s", .within.as_secs_f32())]
     Timeout {
         /// The host.
         host: String,
@@ -223,7 +223,7 @@ fn words(said: &Option<String>) -> String {
     said.as_ref().map(|said| format!(": {said}")).unwrap_or_default()
 }
 
-fn unasked(lookup: &Option<CredentialError>) -> String {
+fn unasked(lookup: &Option<Box<CredentialError>>) -> String {
     lookup.as_ref().map(|error| format!("; credentials could not be looked up: {error}")).unwrap_or_default()
 }
 
@@ -329,10 +329,10 @@ mod tests {
         let error = RegistryError::Request {
             what: "the manifest of `a`".to_owned(),
             registry: "docker.io".to_owned(),
-            problem: Problem::RateLimited {
+            problem: Box::new(Problem::RateLimited {
                 retry_after: Some(Duration::from_secs(9)),
                 said: Some("slow".to_owned()),
-            },
+            }),
             mirrors: vec![("m.example".to_owned(), Problem::NotFound { said: None })],
         };
         assert_eq!(

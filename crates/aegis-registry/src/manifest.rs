@@ -219,6 +219,8 @@ pub(crate) fn layer_media(media_type: &str) -> Result<LayerMedia, Refusal> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use proptest::prelude::*;
+
     use super::*;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -387,6 +389,25 @@ mod tests {
         assert_eq!(layer_media("application/vnd.oci.image.layer.v1.tar"), Ok(LayerMedia::Tar));
         for bad in ["", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/wasm"] {
             assert!(matches!(layer_media(bad), Err(Refusal::Other(_))), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_document_is_read_or_refused_in_short(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            sent in proptest::option::of(prop::sample::select(vec![INDICES[0], MANIFESTS[1], "text/plain", "x/y"])),
+        ) {
+            let mut bytes = image_with(CONFIGS[0]).into_bytes();
+            for (index, byte) in changes {
+                let at = index.index(bytes.len());
+                bytes[at] = byte;
+            }
+            match parse(&bytes, sent) {
+                Ok(Manifest::Image { config, .. }) => prop_assert!(CONFIGS.contains(&config.media_type.as_str())),
+                Ok(Manifest::Index(_)) => prop_assert!(false, "an image became an index"),
+                Err(Refusal::Other(why) | Refusal::Invalid(why)) => prop_assert!(why.len() < 1000, "{}", why),
+            }
         }
     }
 }

@@ -35,6 +35,11 @@ impl Registry {
         Self(Arc::new(Inner { options, http, tokens, plain }))
     }
 
+    /// Forgets the tokens that were got with logins so far. Call it after one has changed or was removed.
+    pub fn forget_tokens(&self) {
+        self.0.tokens.clear();
+    }
+
     pub(crate) fn options(&self) -> &Options {
         &self.0.options
     }

@@ -167,7 +167,7 @@ impl Registry {
                 continue;
             }
             let (what, registry) = (format!("the {} of `{name}`", wanted.what), endpoint.name);
-            return Err(RegistryError::Request { what, registry, problem, mirrors });
+            return Err(RegistryError::Request { what, registry, problem: Box::new(problem), mirrors });
         }
         unreachable!("the last endpoint is no mirror")
     }

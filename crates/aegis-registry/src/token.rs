@@ -23,6 +23,9 @@ use crate::text::printable;
 const ANSWER_BYTES_MAX: u64 = 256 << 10;
 /// Of one token. Servers refuse longer header lines.
 const TOKEN_BYTES_MAX: usize = 64 << 10;
+const BEARER: &[u8] = b"Bearer ";
+/// Credentials that need no token are looked up again after so long, as they may have changed or been forgotten.
+const LOOKUP_MAX: Duration = Duration::from_secs(300);
 /// What a token that says nothing is good for, by Docker's specification.
 const LIFETIME_DEFAULT: Duration = Duration::from_secs(60);
 /// A token that says it lives longer is renewed nevertheless: who may read what changes.
@@ -58,18 +61,20 @@ impl Authorization {
         let mut plain = Zeroizing::new(format!("{username}:").into_bytes());
         plain.extend_from_slice(password.expose());
         let value = SecretBytes::from(format!("Basic {}", *Zeroizing::new(STANDARD.encode(&*plain))));
-        Self::new(value, true, LIFETIME_MAX)
+        Self::new(value, true, LOOKUP_MAX)
     }
 
     pub(crate) fn bearer(token: &SecretBytes, logged_in: bool, lifetime: Duration) -> Self {
-        let mut value = b"Bearer ".to_vec();
+        // With its final size: a buffer that grows leaves what it held behind.
+        let mut value = Vec::with_capacity(BEARER.len() + token.expose().len());
+        value.extend_from_slice(BEARER);
         value.extend_from_slice(token.expose());
         Self::new(SecretBytes::new(value), logged_in, lifetime)
     }
 
     /// A token that the user has, and that goes to the registry as it is.
     pub(crate) fn registry_token(token: &SecretBytes) -> Self {
-        Self::bearer(token, true, LIFETIME_MAX)
+        Self::bearer(token, true, LOOKUP_MAX)
     }
 
     pub(crate) fn header(&self) -> Result<HeaderValue, Problem> {
@@ -96,6 +101,10 @@ impl Tokens {
             tokens.clear(); // each can be had again
         }
         tokens.insert(key, authorization);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     pub(crate) fn remove(&self, key: &Key) {

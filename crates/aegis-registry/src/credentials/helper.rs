@@ -110,59 +110,56 @@ async fn run(program: &std::path::Path, server: &str) -> std::io::Result<(bool, 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     const GENEROUS: Duration = Duration::from_secs(60);
+    /// Scripts, which are files of the repository: one that a test has just written may still be open in the child of
+    /// another test, and cannot be run then.
+    const HELPERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/helpers");
 
-    async fn asked(script: &str, host: &str, limit: Duration) -> Result<Option<Credential>, CredentialError> {
-        let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("docker-credential-test");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-        get("test", host, Some(dir.path().as_os_str()), limit).await
+    async fn asked(helper: &str, host: &str) -> Result<Option<Credential>, CredentialError> {
+        get(helper, host, Some(OsStr::new(HELPERS)), GENEROUS).await
     }
 
     #[tokio::test]
     async fn a_helper_is_asked_for_a_host() {
-        let script = r#"read server; printf '{"ServerURL":"%s","Username":"%s %s","Secret":"pw"}' "$server" "$1" "$server""#;
         let password = SecretBytes::from("pw".to_owned());
         for (host, asked_for) in [("ghcr.io", "ghcr.io"), ("docker.io", DOCKER_HUB)] {
             let username = format!("get {asked_for}");
             let expected = Credential::Password { username, password: password.clone() };
-            assert_eq!(asked(script, host, GENEROUS).await.unwrap(), Some(expected));
+            assert_eq!(asked("echo", host).await.unwrap(), Some(expected));
         }
     }
 
     #[tokio::test]
     async fn a_token_is_no_password() {
-        let script = r#"echo '{"Username":"<token>","Secret":"t"}'"#;
         let token = Credential::IdentityToken(SecretBytes::from("t".to_owned()));
-        assert_eq!(asked(script, "a.b", GENEROUS).await.unwrap(), Some(token));
+        assert_eq!(asked("token", "a.b").await.unwrap(), Some(token));
     }
 
     #[tokio::test]
     async fn unknown_is_not_failed() {
-        let script = "echo credentials not found in native keychain; exit 1";
-        assert_eq!(asked(script, "a.b", GENEROUS).await.unwrap(), None);
-        let script = r#"echo '{"Username":"","Secret":""}'"#;
-        assert_eq!(asked(script, "a.b", GENEROUS).await.unwrap(), None);
+        assert_eq!(asked("unknown", "a.b").await.unwrap(), None);
+        assert_eq!(asked("empty", "a.b").await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn helpers_that_misbehave_are_named() {
-        for (script, says) in [
-            ("echo the keychain is locked; exit 1", "failed: the keychain is locked"),
-            ("echo secret-but-no-json", "wrote no valid answer"),
-            ("exec yes", "wrote more than"),
-            (r#"printf '\033[2J\n'; exit 2"#, r"failed: \u{1b}[2J"),
+        for (helper, says) in [
+            ("locked", "failed: the keychain is locked"),
+            ("nojson", "wrote no valid answer"),
+            ("flood", "wrote more than"),
+            ("escape", r"failed: \u{1b}[2J"),
         ] {
-            let error = asked(script, "a.b", GENEROUS).await.unwrap_err().to_string();
-            assert!(error.contains("docker-credential-test") && error.contains(says), "{error}");
+            let error = asked(helper, "a.b").await.unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("docker-credential-{helper}")) && error.contains(says),
+                "{error}"
+            );
             assert!(!error.contains("secret-but"), "{error}");
         }
-        let error = asked("exec sleep 1000", "a.b", Duration::from_millis(50)).await.unwrap_err().to_string();
+        let short = Duration::from_millis(50);
+        let error = get("hang", "a.b", Some(OsStr::new(HELPERS)), short).await.unwrap_err().to_string();
         assert!(error.contains("did not answer"), "{error}");
     }
 
@@ -171,8 +168,7 @@ mod tests {
         for name in ["../x", "a/b", "", "a b", "/bin/sh"] {
             assert!(get(name, "a.b", Some(OsStr::new("/bin")), GENEROUS).await.is_err(), "{name}");
         }
-        let error =
-            get("none", "a.b", Some(OsStr::new("/nonexistent")), GENEROUS).await.unwrap_err().to_string();
+        let error = asked("none", "a.b").await.unwrap_err().to_string();
         assert!(error.contains("not installed"), "{error}");
     }
 }
