@@ -186,6 +186,19 @@ async fn what_cannot_be_pulled_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_mirror_is_asked_instead_of_its_registry() {
+    let registry = TestRegistry::start().await;
+    let mirrors = format!("docker.io=http://{}", registry.host());
+    let host = Host::start_with(|options| options.settings.mirrors.value = mirrors.parse().unwrap()).await;
+    registry.put("library/tools:1", &TestImage::default(), &[layer(&[("a", b"a")])]);
+    let name = ImageName::parse("docker.io/library/tools:1").unwrap();
+    assert_eq!(name.as_str(), "tools:1");
+    ready(pull(&host, &name).await);
+    assert!(registry.requests().iter().all(|request| request.starts_with("GET /v2/library/tools/")));
+    host.end().await;
+}
+
+#[tokio::test]
 async fn a_login_is_checked_kept_and_shown_to_nobody() {
     let (mut host, registry) = (Host::start().await, TestRegistry::start().await);
     registry.put("private:1", &TestImage::default(), &[layer(&[("a", b"a")])]);
@@ -213,7 +226,10 @@ async fn a_login_is_checked_kept_and_shown_to_nobody() {
     assert!(std::fs::read_to_string(&file).unwrap().contains("hunter2-password"));
     let database = std::fs::read(host.home.home().database()).unwrap();
     assert!(!String::from_utf8_lossy(&database).contains("hunter2-password"));
+    ready(pull(&host, &name).await);
     within(host.client.logout(&registry.host())).await.unwrap();
+    // What the registry let us in with is forgotten as well.
+    failed(pull(&host, &name).await);
     let refused = refusal(within(host.client.logout(&registry.host())).await.err().unwrap());
     assert_eq!(refused, (404, ErrorCode::NotLoggedIn));
     registry.put("private:2", &TestImage::default(), &[layer(&[("a", b"b")])]);

@@ -49,6 +49,7 @@ pub(super) async fn login(State(app): State<Shared>, body: Bytes) -> Answer<Regi
     checked.map_err(|e| not_logged_in(&registry, &e))?;
     let host = registry.clone();
     with(&app, move |store| store.put(&host, credential)).await?;
+    app.registry.forget_tokens();
     Ok(axum::Json(RegistrySummary { registry, username: Some(username) }))
 }
 
@@ -61,7 +62,9 @@ pub(super) async fn login(State(app): State<Shared>, body: Bytes) -> Answer<Regi
 pub(super) async fn logout(State(app): State<Shared>, Path(registry): Path<String>) -> Answer<StateReply> {
     let registry = host(&registry)?;
     let wanted = registry.clone();
-    match with(&app, move |store| store.remove(&wanted)).await? {
+    let removed = with(&app, move |store| store.remove(&wanted)).await?;
+    app.registry.forget_tokens();
+    match removed {
         true => Ok(axum::Json(StateReply { status: "deleted".to_owned() })),
         false => {
             let text = format!("no credentials are kept for registry `{registry}`");
@@ -86,7 +89,7 @@ async fn with<T: Send + 'static>(
 
 fn not_logged_in(registry: &str, error: &RegistryError) -> ApiError {
     let refusal = match error {
-        RegistryError::Request { problem: Problem::Denied { .. }, .. } => {
+        RegistryError::Request { problem, .. } if matches!(**problem, Problem::Denied { .. }) => {
             let text = format!("registry `{registry}` does not accept the user name and the password");
             ApiError::new(ErrorCode::LoginFailed, text)
         }
