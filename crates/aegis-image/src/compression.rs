@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn members_and_frames_are_joined() {
-        let data: Vec<u8> = (0..300_000u32).map(|i| (i * i >> 7) as u8).collect();
+        let data: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
         let (a, b) = data.split_at(123_456);
         assert_eq!(unpack(&[gzip(a), gzip(b)].concat()).unwrap(), data);
         let skippable = [&[0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"xyz"].concat();
