@@ -3,7 +3,7 @@
 use aegis_types::{Digest, ImageConfig, OciConfig};
 use serde_json::json;
 
-use crate::error::ImageError;
+use crate::error::{ImageError, printable};
 
 const OS: &str = "linux";
 
@@ -18,7 +18,8 @@ pub fn host_architecture() -> &'static str {
 
 /// What AegisVM keeps of a raw configuration, and the layers that it lists.
 pub(crate) fn parse(raw: &[u8]) -> Result<(ImageConfig, Vec<Digest>), ImageError> {
-    let mut oci: OciConfig = serde_json::from_slice(raw).map_err(ImageError::UnreadableConfig)?;
+    let mut oci: OciConfig = serde_json::from_slice(raw)
+        .map_err(|error| ImageError::UnreadableConfig { why: printable(error.to_string().as_bytes()) })?;
     let listed = std::mem::take(&mut oci.rootfs.diff_ids);
     check_platform(&oci.os, &oci.architecture)?;
     Ok((ImageConfig::from_oci(oci)?, listed))
@@ -30,7 +31,7 @@ fn check_platform(os: &str, architecture: &str) -> Result<(), ImageError> {
         return Ok(());
     }
     let words = |text: &str, default: &str| {
-        if text.is_empty() { default.to_owned() } else { crate::error::printable(text.as_bytes()) }
+        if text.is_empty() { default.to_owned() } else { printable(text.as_bytes()) }
     };
     let found = format!("{}/{}", words(os, OS), words(architecture, "unknown"));
     Err(ImageError::Platform { found, wanted: platform() })

@@ -93,8 +93,11 @@ pub enum ImageError {
         found: Digest,
     },
     /// The configuration is not JSON, or lacks what every image has.
-    #[error("the image configuration cannot be read")]
-    UnreadableConfig(#[source] serde_json::Error),
+    #[error("the image configuration cannot be read: {why}")]
+    UnreadableConfig {
+        /// What the parser said, printable and short: it may quote the document.
+        why: String,
+    },
     /// The configuration says something that no process can be started with.
     #[error(transparent)]
     BadConfig(#[from] InvalidImageConfig),
@@ -215,8 +218,11 @@ pub enum ArchiveProblem {
         max: u64,
     },
     /// Not the JSON that it should be.
-    #[error("cannot be read")]
-    Json(#[source] serde_json::Error),
+    #[error("cannot be read: {why}")]
+    Json {
+        /// What the parser said, printable and short: it may quote the document.
+        why: String,
+    },
     /// The digest in its name, or the one by which it was referred to, is not that of its content.
     #[error("has the digest {found}, but should have {expected}")]
     WrongDigest {
@@ -257,8 +263,11 @@ pub enum ArchiveProblem {
         what: &'static str,
     },
     /// The name of an image in it is not one.
-    #[error("names an image wrongly")]
-    Name(#[source] aegis_types::InvalidName),
+    #[error("names an image wrongly: {why}")]
+    Name {
+        /// What is wrong with the name, printable.
+        why: String,
+    },
 }
 
 /// What is wrong with one archive entry.

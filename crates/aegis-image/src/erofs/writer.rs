@@ -240,9 +240,9 @@ impl Plan {
     fn new(tree: &Tree<'_>) -> Plan {
         let mut plan = Plan {
             order: Vec::new(),
-            nids: vec![0; tree.arena_len()],
-            parents: vec![ROOT; tree.arena_len()],
-            contents: vec![FileData::default(); tree.arena_len()],
+            nids: vec![0; tree.inodes().len()],
+            parents: vec![ROOT; tree.inodes().len()],
+            contents: vec![FileData::default(); tree.inodes().len()],
             metadata_blocks: 0,
         };
         let mut layout = MetadataLayout::new();

@@ -113,14 +113,9 @@ impl<'a> Tree<'a> {
         &self.inodes[id.index()]
     }
 
-    /// All inodes there ever were, whether a name still leads to them or not.
+    /// The arena, by index: all inodes there ever were, whether a name still leads to them or not.
     pub(crate) fn inodes(&self) -> &[Inode] {
         &self.inodes
-    }
-
-    /// Number of slots in the arena: an upper bound for indices.
-    pub(crate) fn arena_len(&self) -> usize {
-        self.inodes.len()
     }
 
     /// Puts `node` at `path`, over whatever was there. A directory over a directory only changes its attributes.

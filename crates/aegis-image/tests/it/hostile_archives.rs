@@ -154,6 +154,9 @@ fn documents_are_bounded_in_size_depth_and_number() {
     assert!(
         refused(&Archive::new().file("index.json", &huge).finish()).contains("larger than 8388608 bytes")
     );
+    let quoted = format!(r#"{{"manifests":"{}"}}"#, "x".repeat(100_000));
+    let error = refused(&Archive::new().file("index.json", quoted.as_bytes()).finish());
+    assert!(error.len() < 400, "{} bytes of an error", error.len());
     let deep = "[".repeat(100_000);
     assert!(
         refused(&Archive::new().file("manifest.json", deep.as_bytes()).finish()).contains("cannot be read")
@@ -188,7 +191,7 @@ fn what_is_not_an_image_of_layers_is_refused() {
         let mut value: Value = serde_json::from_slice(&manifest).unwrap();
         edit(&mut value);
         let manifest = value.to_string().into_bytes();
-        refused(&oci_archive(&one(&manifest), &[&blobs[1..], &[manifest.clone()]].concat()))
+        refused(&oci_archive(&one(&manifest), &[&blobs[1..], std::slice::from_ref(&manifest)].concat()))
     };
     let error = edited(&|m| m["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json"));
     assert!(

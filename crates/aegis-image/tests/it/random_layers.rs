@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use aegis_image::{Limits, host_architecture};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::stack::stacked;
+use super::archives::{MANIFEST, descriptor, oci_archive, oci_image};
+use super::stack::{Home, name, stacked};
 use super::support::*;
 
 #[derive(Debug, Clone)]
@@ -273,6 +275,36 @@ proptest! {
     #[test]
     fn layers_with_links_for_parents_are_as_the_model_says(layers in vec(layer(true), 1..5)) {
         compare(&layers, false)?;
+    }
+
+    #[test]
+    fn damaged_image_archives_never_panic_nor_reach_the_host(
+        layers in vec(layer(true), 0..3),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        fix_checksums in any::<bool>(),
+        text in any::<bool>(),
+    ) {
+        let mut model = Model::default();
+        let layers: Vec<Vec<u8>> = layers.iter().map(|layer| apply(&mut model, layer, false)).collect();
+        let (manifest, blobs) = oci_image(host_architecture(), &layers);
+        let index = serde_json::json!({ "manifests": [descriptor(MANIFEST, &manifest)] });
+        let mut archive = oci_archive(&index, &blobs);
+        for (at, value) in damage {
+            let at = at.index(archive.len());
+            // Letters and digits keep documents readable for longer than any byte.
+            archive[at] = if text { b"0a9z"[usize::from(value) % 4] } else { value };
+            if fix_checksums {
+                let block = at / 512 * 512;
+                let mut header = tar::Header::new_old();
+                header.as_mut_bytes().copy_from_slice(&archive[block..block + 512]);
+                header.set_cksum();
+                archive[block..block + 512].copy_from_slice(header.as_bytes());
+            }
+        }
+        let home = Home::with_limits(Limits { max_bytes: 4 << 20, ..Limits::default() });
+        if let Ok(images) = home.store.load(&archive[..], Some(&name("x"))) {
+            read_image(&images[0].path);
+        }
     }
 
     /// Without links for parents, because the place of those in the archive does matter.

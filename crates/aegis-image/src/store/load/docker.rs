@@ -4,7 +4,7 @@ use aegis_types::ImageName;
 
 use super::Found;
 use super::members::Members;
-use crate::error::{ArchiveProblem, ImageError};
+use crate::error::{ArchiveProblem, ImageError, printable};
 use crate::manifest::DockerImage;
 
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -35,7 +35,7 @@ pub(super) fn names(image: &DockerImage) -> Result<Vec<ImageName>, ImageError> {
     tags.map(|tag| {
         ImageName::parse(tag).map_err(|error| ImageError::Archive {
             member: MANIFEST.into(),
-            problem: ArchiveProblem::Name(error),
+            problem: ArchiveProblem::Name { why: printable(error.to_string().as_bytes()) },
         })
     })
     .collect()

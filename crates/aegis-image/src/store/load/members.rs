@@ -108,7 +108,7 @@ impl Members {
     pub(super) fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ImageError> {
         serde_json::from_slice(&self.document(path)?).map_err(|error| ImageError::Archive {
             member: printable(path.as_bytes()),
-            problem: ArchiveProblem::Json(error),
+            problem: ArchiveProblem::Json { why: printable(error.to_string().as_bytes()) },
         })
     }
 }
