@@ -39,6 +39,7 @@ pub(crate) const BASIC: &[Need] = &[
     program("debugfs", "e2fsprogs"),
     program("fsck.erofs", "erofs-utils"),
     program("cc", "gcc"),
+    program("docker-registry", "docker-registry"),
     Need { what: "the static C library", probe: Probe::Library("libc.a"), package: "libc6-dev" },
     Need {
         what: "certificate authorities",

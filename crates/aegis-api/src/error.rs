@@ -62,6 +62,14 @@ error_codes! {
     InstanceNotFound = 404,
     /// No such image.
     ImageNotFound = 404,
+    /// An instance uses the image.
+    ImageInUse = 409,
+    /// The image could not be had from its registry, or is none that can be used.
+    PullFailed = 502,
+    /// The registry does not know the user, or the password is wrong.
+    LoginFailed = 403,
+    /// No credentials are kept for the registry.
+    NotLoggedIn = 404,
     /// No such workspace.
     WorkspaceNotFound = 404,
     /// No such secret.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aegis_types::{
-    DiskSize, GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, Mount, NetPolicy,
-    RestartPolicy, SecretFile, SecretUse, StartKind, StopReason, Vcpus,
+    Digest, DiskSize, GuestPort, Handle, IdlePolicy, ImageName, InstanceId, InstanceState, Mib, Mount,
+    NetPolicy, PullPolicy, RestartPolicy, SecretFile, SecretUse, StartKind, StopReason, Vcpus,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ use crate::{Endpoint, ExposeRequest, NetStatus};
 /// Creates an instance, or starts the stopped one that has this handle.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct CreateInstance {
-    /// Program and arguments, no shell. Required unless the handle exists.
+    /// Program and arguments, no shell. Without it an instance runs what its image says (as with `oci_defaults`), or the
+    /// stopped instance of that handle is started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// Name, unique among instances.
@@ -25,7 +26,14 @@ pub struct CreateInstance {
     /// Image; the daemon's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_ref: Option<ImageName>,
-    /// Environment of the command.
+    /// Whether its registry is asked first; the daemon's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
+    /// Entry point, command and working directory of the image count where nothing else is asked for: `command` is
+    /// what follows the entry point.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oci_defaults: bool,
+    /// Environment of the command, above that of the image.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Secrets as further variables: `KEY`, `K=secret.NAME` or `*`, with a `?` at the end for one that may be missing.
@@ -35,7 +43,7 @@ pub struct CreateInstance {
     /// Secrets as files: `KEY:/run/secrets/NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secret_files: Vec<SecretFile>,
-    /// Absolute working directory in the guest; `/` when absent.
+    /// Absolute working directory in the guest; `/` when absent, or the image's with `oci_defaults`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
     /// User and perhaps group of the command in the guest, as `USER[:GROUP]`, names or numbers; root when absent.
@@ -232,6 +240,16 @@ pub struct InstanceInfo {
     pub command: Vec<String>,
     /// Image.
     pub image_ref: ImageName,
+    /// `sha256:` and 64 hexadecimal digits of the root image that its disk belongs to, whatever the name means by now.
+    /// Absent before its first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
+    /// What the registry knew that image by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_manifest: Option<Digest>,
+    /// Entry point, command and working directory of the image count.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oci_defaults: bool,
     /// Memory in MiB.
     pub memory_mb: Mib,
     /// Size of its disk in MiB; what of it is taken on the host is in the statistics.

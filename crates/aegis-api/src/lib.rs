@@ -16,6 +16,7 @@ mod log;
 mod net;
 pub mod paths;
 mod policy;
+mod registry;
 mod secret;
 mod stats;
 mod status;
@@ -27,7 +28,10 @@ pub use attach::{Attach, AttachedExec, ProcessOutput, STREAMS};
 pub use error::{ErrorBody, ErrorCode};
 pub use exec::{ExecDone, ExecRequest, ExecStarted};
 pub use expose::{Endpoint, ExposeReply, ExposeRequest};
-pub use image::{ImageImported, ImageSummary};
+pub use image::{
+    ImageDeleted, ImageImported, ImageInfo, ImageSummary, ImageUsage, ImageUsageEntry, LayerProgress,
+    PruneImages, PrunedImages, PullEvent, PullImage,
+};
 pub use instance::{
     CreateInstance, CreatedInstance, InstanceInfo, InstanceSummary, PruneReply, StateReply, UpdateInstance,
     UpdatedInstance,
@@ -35,6 +39,7 @@ pub use instance::{
 pub use log::{LogEntry, LogSource, LogStream};
 pub use net::{NetRuleRequest, NetStatus};
 pub use policy::InvalidPolicy;
+pub use registry::{RegistryLogin, RegistrySummary};
 pub use secret::{
     AuditEntry, AuditEvent, InstanceSecrets, InstanceSecretsReply, KeyRotated, RevealedSecret, SecretSummary,
     SetSecret,

@@ -8,8 +8,23 @@ pub const STATUS: &str = "/v1/status";
 pub const INSTANCES: &str = "/v1/instances";
 /// `POST ?older_than=7d` → [`crate::PruneReply`].
 pub const PRUNE: &str = "/v1/instances/prune";
-/// `GET`: list of [`crate::ImageSummary`].
+/// `GET`: list of [`crate::ImageSummary`]; `DELETE ?name=[&force=1]` → [`crate::ImageDeleted`]. Names have slashes, so they
+/// are parameters.
 pub const IMAGES: &str = "/v1/images";
+/// `GET ?name=` → [`crate::ImageInfo`].
+pub const IMAGE_INSPECT: &str = "/v1/images/inspect";
+/// `POST`: [`crate::PullImage`] → stream of [`crate::PullEvent`]. The pull ends with the last who reads such a stream.
+pub const IMAGE_PULL: &str = "/v1/images/pull";
+/// `POST`: [`crate::PruneImages`] → [`crate::PrunedImages`].
+pub const IMAGES_PRUNE: &str = "/v1/images/prune";
+/// `POST [?name=]` with an OCI or `docker save` archive as the body → list of [`crate::ImageImported`].
+pub const IMAGE_LOAD: &str = "/v1/images/load";
+/// `GET ?name=` → the image as an OCI archive.
+pub const IMAGE_SAVE: &str = "/v1/images/save";
+/// `GET` → [`crate::ImageUsage`].
+pub const IMAGES_USAGE: &str = "/v1/images/df";
+/// `GET`: list of [`crate::RegistrySummary`]; `POST`: [`crate::RegistryLogin`] → [`crate::RegistrySummary`].
+pub const REGISTRIES: &str = "/v1/registries";
 /// `POST ?name=` with a tar (optionally gzip) as the body → [`crate::ImageImported`].
 pub const IMAGE_IMPORT: &str = "/v1/images/import";
 
@@ -43,6 +58,11 @@ pub fn instance(target: &str) -> String {
 /// `DELETE` → [`crate::StateReply`].
 pub fn workspace(name: &str) -> String {
     format!("{WORKSPACES}/{}", encode(name))
+}
+
+/// `DELETE` → [`crate::StateReply`].
+pub fn registry(host: &str) -> String {
+    format!("{REGISTRIES}/{}", encode(host))
 }
 
 /// `PUT`: [`crate::SetSecret`] → [`crate::SecretSummary`]; `DELETE` → [`crate::StateReply`]. There is no `GET`.

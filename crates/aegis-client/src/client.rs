@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use aegis_api::{
     Attach, AttachedExec, AuditEntry, BuildTemplate, CreateInstance, CreatedInstance, DaemonStats,
-    DaemonStatus, ExecRequest, ExposeReply, ExposeRequest, ImageImported, ImageSummary, InstanceInfo,
-    InstanceSecrets, InstanceSecretsReply, InstanceSummary, KeepaliveRequest, KeyRotated, NetRuleRequest,
-    NetStatus, PruneReply, PruneTemplates, PrunedTemplates, RevealedSecret, STREAMS, SecretSummary,
-    SetSecret, ShutdownMode, ShutdownRequest, StateReply, TemplateSummary, UpdateInstance, UpdatedInstance,
-    WaitQuery, WorkspaceEntry, WorkspaceSummary, WorkspaceUsage, paths,
+    DaemonStatus, ExecRequest, ExposeReply, ExposeRequest, ImageDeleted, ImageImported, ImageInfo,
+    ImageSummary, ImageUsage, InstanceInfo, InstanceSecrets, InstanceSecretsReply, InstanceSummary,
+    KeepaliveRequest, KeyRotated, NetRuleRequest, NetStatus, PruneImages, PruneReply, PruneTemplates,
+    PrunedImages, PrunedTemplates, PullImage, RegistryLogin, RegistrySummary, RevealedSecret, STREAMS,
+    SecretSummary, SetSecret, ShutdownMode, ShutdownRequest, StateReply, TemplateSummary, UpdateInstance,
+    UpdatedInstance, WaitQuery, WorkspaceEntry, WorkspaceSummary, WorkspaceUsage, paths,
 };
 use aegis_types::{CopyReport, FileStat, GuestPort, ImageName, InstanceState, SecretName};
 use bytes::{Bytes, BytesMut};
@@ -24,9 +25,9 @@ use tokio::sync::mpsc;
 
 use crate::ClientError;
 use crate::connection::{Answer, RequestBody, request, upgrade};
-use crate::files::Download;
+use crate::files::{Bytestream, Download};
 use crate::process::Process;
-use crate::stream::{ExecEvents, LogEntries, NetEvents};
+use crate::stream::{ExecEvents, LogEntries, NetEvents, PullEvents};
 
 const CONSOLE_MAX: usize = 64 << 20;
 const WORKSPACE_FILE_MAX: usize = 10 << 20;
@@ -408,13 +409,72 @@ impl Client {
     where
         R: AsyncRead + Send + Unpin + 'static,
     {
-        let path = format!("{}?name={}", paths::IMAGE_IMPORT, paths::encode(name.as_str()));
-        let frames = try_unfold(tar, |mut tar| async move {
-            let mut chunk = BytesMut::with_capacity(IMPORT_CHUNK);
-            let read = tar.read_buf(&mut chunk).await?;
-            io::Result::Ok((read > 0).then(|| (Frame::data(chunk.freeze()), tar)))
-        });
-        self.request(Method::POST, &path, StreamBody::new(frames).boxed_unsync()).await?.json().await
+        let path = named(paths::IMAGE_IMPORT, name);
+        self.request(Method::POST, &path, streamed(tar)).await?.json().await
+    }
+
+    /// Makes images of an OCI archive or one of `docker save`, optionally compressed, which is streamed to the daemon.
+    /// With a name it must have one image alone.
+    pub async fn load<R>(
+        &self,
+        name: Option<&ImageName>,
+        archive: R,
+    ) -> Result<Vec<ImageImported>, ClientError>
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+    {
+        let path = match name {
+            Some(name) => named(paths::IMAGE_LOAD, name),
+            None => paths::IMAGE_LOAD.to_owned(),
+        };
+        self.request(Method::POST, &path, streamed(archive)).await?.json().await
+    }
+
+    /// An image as an OCI archive.
+    pub async fn save(&self, name: &ImageName) -> Result<Bytestream, ClientError> {
+        self.get_path(&named(paths::IMAGE_SAVE, name)).await.map(Bytestream::new)
+    }
+
+    /// Everything about an image.
+    pub async fn image(&self, name: &ImageName) -> Result<ImageInfo, ClientError> {
+        self.get_path(&named(paths::IMAGE_INSPECT, name)).await?.json().await
+    }
+
+    /// Gets an image from its registry, unless somebody else does already: then it is followed. When the events are
+    /// dropped, nobody wants it any more as far as this client is concerned.
+    pub async fn pull(&self, pull: &PullImage) -> Result<PullEvents, ClientError> {
+        self.post(paths::IMAGE_PULL, pull).await.map(PullEvents::new)
+    }
+
+    /// Takes a name from an image; with force also if an instance uses it.
+    pub async fn delete_image(&self, name: &ImageName, force: bool) -> Result<ImageDeleted, ClientError> {
+        let path = format!("{}&force={}", named(paths::IMAGES, name), u8::from(force));
+        self.request(Method::DELETE, &path, empty()).await?.json().await
+    }
+
+    /// Deletes what nobody needs of images.
+    pub async fn prune_images(&self, prune: &PruneImages) -> Result<PrunedImages, ClientError> {
+        self.post(paths::IMAGES_PRUNE, prune).await?.json().await
+    }
+
+    /// What images take up on the disk.
+    pub async fn image_usage(&self) -> Result<ImageUsage, ClientError> {
+        self.get_path(paths::IMAGES_USAGE).await?.json().await
+    }
+
+    /// Registries that the daemon has credentials for.
+    pub async fn registries(&self) -> Result<Vec<RegistrySummary>, ClientError> {
+        self.get_path(paths::REGISTRIES).await?.json().await
+    }
+
+    /// Checks credentials at a registry and has them kept.
+    pub async fn login(&self, login: &RegistryLogin) -> Result<RegistrySummary, ClientError> {
+        self.post(paths::REGISTRIES, login).await?.json().await
+    }
+
+    /// Has the credentials for a registry forgotten.
+    pub async fn logout(&self, registry: &str) -> Result<StateReply, ClientError> {
+        self.request(Method::DELETE, &paths::registry(registry), empty()).await?.json().await
     }
 
     async fn get_path(&self, path: &str) -> Result<Answer, ClientError> {
@@ -441,6 +501,20 @@ impl Client {
     async fn request(&self, method: Method, path: &str, body: RequestBody) -> Result<Answer, ClientError> {
         request(&self.socket, method, path, body).await
     }
+}
+
+fn named(path: &str, name: &ImageName) -> String {
+    format!("{path}?name={}", paths::encode(name.as_str()))
+}
+
+/// A body that is read while it is sent.
+fn streamed<R: AsyncRead + Send + Unpin + 'static>(source: R) -> RequestBody {
+    let frames = try_unfold(source, |mut source| async move {
+        let mut chunk = BytesMut::with_capacity(IMPORT_CHUNK);
+        let read = source.read_buf(&mut chunk).await?;
+        io::Result::Ok((read > 0).then(|| (Frame::data(chunk.freeze()), source)))
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 fn file_query(of: &str, path: &str, follow: bool) -> String {

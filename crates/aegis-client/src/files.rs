@@ -1,4 +1,4 @@
-//! Files of a guest on their way to us.
+//! Files on their way to us.
 
 use aegis_api::{REPORT_TRAILER, STAT_HEADER};
 use aegis_types::{CopyReport, FileStat};
@@ -49,6 +49,32 @@ impl Download {
     /// What the guest says of the copy; known at its end.
     pub fn report(&self) -> &CopyReport {
         &self.report
+    }
+}
+
+/// An answer that is no JSON, such as an archive.
+pub struct Bytestream {
+    body: Incoming,
+    _driver: JoinSet<()>,
+}
+
+impl Bytestream {
+    pub(crate) fn new(answer: Answer) -> Self {
+        let (body, driver) = answer.into_stream();
+        Self { body, _driver: driver }
+    }
+
+    /// The next piece; none at the end of a stream that is complete. Cancel safe.
+    ///
+    /// # Errors
+    /// The connection broke, or whoever made the answer could not go on.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.body.frame().await {
+            if let Ok(data) = frame.map_err(ClientError::Lost)?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -13,6 +13,6 @@ mod stream;
 
 pub use client::{Action, Client, Creation, LogQuery};
 pub use error::ClientError;
-pub use files::Download;
+pub use files::{Bytestream, Download};
 pub use process::{Process, ProcessReceiver, ProcessSender};
-pub use stream::{ExecEvent, ExecEvents, LogEntries, NetEvents};
+pub use stream::{ExecEvent, ExecEvents, LogEntries, NetEvents, PullEvents};

@@ -1,6 +1,6 @@
 //! NDJSON answers, object by object.
 
-use aegis_api::{ExecDone, ExecStarted, LogEntry};
+use aegis_api::{ExecDone, ExecStarted, LogEntry, PullEvent};
 use aegis_types::NetEvent;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
@@ -89,6 +89,26 @@ impl NetEvents {
     /// The connection broke or an event makes no sense.
     pub async fn next(&mut self) -> Result<Option<NetEvent>, ClientError> {
         self.0.next().await?.map(|line| parse(&line)).transpose()
+    }
+}
+
+/// How a pull goes.
+pub struct PullEvents(Lines);
+
+impl PullEvents {
+    pub(crate) fn new(answer: Answer) -> Self {
+        Self(Lines::new(answer))
+    }
+
+    /// The next event; [`PullEvent::Ready`] and [`PullEvent::Failed`] are the last. Cancel safe.
+    ///
+    /// # Errors
+    /// The connection broke, an event makes no sense, or the stream ended before the pull.
+    pub async fn next(&mut self) -> Result<PullEvent, ClientError> {
+        match self.0.next().await? {
+            Some(line) => parse(&line),
+            None => Err(ClientError::Protocol("the stream ends before the pull does".into())),
+        }
     }
 }
 

@@ -37,6 +37,12 @@ variables! {
     DAEMON = "AEGIS_DAEMON",
     /// Program `aegis-bench`.
     BENCH = "AEGIS_BENCH",
+    /// Whether the registry of an image is asked before the first boot of an instance: `missing`, `always` or `never`.
+    PULL = "AEGIS_PULL",
+    /// Mirrors that are asked before a registry, such as `docker.io=https://mirror.example.com`, separated by commas.
+    MIRRORS = "AEGIS_MIRRORS",
+    /// Certificates (PEM) of authorities that are trusted for registries beside those of the system.
+    CA_FILE = "AEGIS_CA_FILE",
     /// Accelerator: `auto`, `kvm`, `hvf` or `tcg`.
     ACCEL = "AEGIS_ACCEL",
     /// Memory of instances that ask for none, in MiB.
@@ -79,6 +85,8 @@ const PROXIES: [(&str, &str); 3] =
 pub(crate) const USER_HOME: &str = "HOME";
 /// Where programs are looked for.
 pub const PATH: &str = "PATH";
+/// Directory of Docker's settings; `~/.docker` when it is not set.
+const DOCKER_CONFIG: &str = "DOCKER_CONFIG";
 /// Where the user's settings are; `~/.config` when it is not set.
 pub(crate) const CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 
@@ -116,6 +124,12 @@ impl Environment {
     /// The directory for the user's settings of all programs.
     pub fn config_dir(&self) -> Option<PathBuf> {
         self.path(CONFIG_HOME).or_else(|| self.path(USER_HOME).map(|home| home.join(".config")))
+    }
+
+    /// Docker's settings, where other programs keep credentials for registries.
+    pub fn docker_config(&self) -> Option<PathBuf> {
+        let dir = self.path(DOCKER_CONFIG).or_else(|| Some(self.path(USER_HOME)?.join(".docker")))?;
+        Some(dir.join("config.json"))
     }
 
     /// The user's home directory.

@@ -98,6 +98,11 @@ impl Home {
         self.root.join("master.key")
     }
 
+    /// Credentials of `aegis registry login`.
+    pub fn registries(&self) -> PathBuf {
+        self.root.join("registries.json")
+    }
+
     /// What the daemon keeps.
     pub fn data(&self) -> PathBuf {
         self.root.join("data")

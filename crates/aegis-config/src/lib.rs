@@ -8,6 +8,7 @@ mod asset;
 pub mod env;
 mod home;
 mod memory;
+mod mirrors;
 #[cfg(test)]
 mod reference;
 mod settings;
@@ -16,6 +17,7 @@ pub use asset::{Asset, Located, NotFound, Origin, locate, locate_in};
 pub use env::Environment;
 pub use home::{Home, HomeError};
 pub use memory::{RamBudget, host_memory_mib};
+pub use mirrors::Mirrors;
 pub use settings::{
     AcceleratorSetting, KeyStoreSetting, Setting, Settings, SettingsError, Source, TemplatesSetting,
 };

@@ -65,6 +65,9 @@ fn the_documented_defaults_are_the_defaults() {
     assert_eq!(documented.default_disk.value, built_in.default_disk.value);
     assert_eq!(documented.default_vcpus.value, built_in.default_vcpus.value);
     assert_eq!(documented.default_image.value, built_in.default_image.value);
+    assert_eq!(documented.pull.value, built_in.pull.value);
+    assert_eq!(documented.mirrors.value, built_in.mirrors.value);
+    assert_eq!(documented.ca_file.value, built_in.ca_file.value);
     assert_eq!(documented.accelerator.value, built_in.accelerator.value);
     assert_eq!(documented.boot_timeout.value, built_in.boot_timeout.value);
     assert_eq!(documented.log.value, built_in.log.value);

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use aegis_types::{Accelerator, DiskSize, ImageName, Mib, Vcpus, parse_duration};
+use aegis_types::{Accelerator, DiskSize, ImageName, Mib, PullPolicy, Vcpus, parse_duration};
 use serde::Deserialize;
 
 use crate::env::{self, Environment};
-use crate::{Home, RamBudget};
+use crate::{Home, Mirrors, RamBudget};
 
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +214,12 @@ pub struct Settings {
     pub default_vcpus: Setting<Vcpus>,
     /// Image of instances that ask for none.
     pub default_image: Setting<ImageName>,
+    /// Whether registries are asked for the images of instances that say nothing else.
+    pub pull: Setting<PullPolicy>,
+    /// Who is asked before a registry.
+    pub mirrors: Setting<Mirrors>,
+    /// Certificates (PEM) of authorities that are trusted for registries beside those of the system.
+    pub ca_file: Setting<Option<PathBuf>>,
     /// Accelerator.
     pub accelerator: Setting<AcceleratorSetting>,
     /// From the start of the VMM to the first answer of the guest.
@@ -249,6 +255,9 @@ impl Default for Settings {
             default_disk: Setting::default_value(DiskSize::DEFAULT),
             default_vcpus: Setting::default_value(Vcpus::DEFAULT),
             default_image: Setting::default_value(ImageName::parse("base").expect("a valid name")),
+            pull: Setting::default_value(PullPolicy::Missing),
+            mirrors: Setting::default_value(Mirrors::default()),
+            ca_file: Setting::default_value(None),
             accelerator: Setting::default_value(AcceleratorSetting::Auto),
             boot_timeout: Setting::default_value(Duration::from_secs(60)),
             log: Setting::default_value("info".to_owned()),
@@ -287,6 +296,7 @@ struct File {
     #[serde(default, deserialize_with = "from_loopback")]
     router_addr: Option<SocketAddr>,
     secrets: Option<SecretsTable>,
+    images: Option<ImagesTable>,
     #[serde(default, deserialize_with = "from_text")]
     templates: Option<TemplatesSetting>,
     templates_max_mb: Option<u64>,
@@ -305,9 +315,18 @@ struct SecretsTable {
     key_store: Option<KeyStoreSetting>,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ImagesTable {
+    pull: Option<PullPolicy>,
+    mirrors: Option<Mirrors>,
+    #[serde(default, deserialize_with = "from_path")]
+    ca_file: Option<Option<PathBuf>>,
+}
+
 /// Keys of the file: name, environment variable of the same meaning, an example, which is the default.
 #[cfg(test)]
-pub(crate) const KEYS: [(&str, &str, &str); 17] = [
+pub(crate) const KEYS: [(&str, &str, &str); 20] = [
     ("default_memory_mb", env::DEFAULT_MEMORY_MB, "512"),
     ("default_disk_mb", env::DEFAULT_DISK_MB, "10240"),
     ("default_cpus", env::DEFAULT_CPUS, "1"),
@@ -320,6 +339,9 @@ pub(crate) const KEYS: [(&str, &str, &str); 17] = [
     ("ram_budget_mb", env::RAM_BUDGET_MB, "\"auto\""),
     ("router_addr", env::ROUTER_ADDR, "\"127.0.0.1:8099\""),
     ("secrets.key_store", env::SECRETS_KEY_STORE, "\"file\""),
+    ("images.pull", env::PULL, "\"missing\""),
+    ("images.mirrors", env::MIRRORS, "{}"),
+    ("images.ca_file", env::CA_FILE, "\"\""),
     ("templates", env::TEMPLATES, "\"auto\""),
     ("templates_max_mb", env::TEMPLATES_MAX_MB, "2048"),
     ("templates_max_age", env::TEMPLATES_MAX_AGE, "\"14d\""),
@@ -348,6 +370,19 @@ where
         }
     };
     text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+fn from_path<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Option<PathBuf>>, D::Error> {
+    absolute(&String::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Nothing is no file. Whoever reads the settings need not be where whoever wrote them was.
+fn absolute(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "" => Ok(None),
+        text if text.starts_with('/') => Ok(Some(text.into())),
+        text => Err(format!("`{text}` is no absolute path")),
+    }
 }
 
 fn from_duration<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
@@ -435,6 +470,10 @@ impl Settings {
         settings.hibernate_after.set_from_file(file.hibernate_after);
         settings.ram_budget.set_from_file(file.ram_budget_mb);
         settings.router_addr.set_from_file(file.router_addr);
+        let images = file.images.unwrap_or_default();
+        settings.pull.set_from_file(images.pull);
+        settings.mirrors.set_from_file(images.mirrors);
+        settings.ca_file.set_from_file(images.ca_file);
         settings.key_store.set_from_file(file.secrets.and_then(|secrets| secrets.key_store));
         settings.templates.set_from_file(file.templates);
         settings.templates_max_mib.set_from_file(file.templates_max_mb);
@@ -455,6 +494,11 @@ impl Settings {
         settings.default_image.set_from_env(vars, env::DEFAULT_IMAGE, |text| {
             ImageName::parse(text).map_err(|e| e.to_string())
         })?;
+        settings.pull.set_from_env(vars, env::PULL, |text| {
+            text.parse().map_err(|e: aegis_types::UnknownPolicy| e.to_string())
+        })?;
+        settings.mirrors.set_from_env(vars, env::MIRRORS, str::parse)?;
+        settings.ca_file.set_from_env(vars, env::CA_FILE, absolute)?;
         settings.accelerator.set_from_env(vars, env::ACCEL, str::parse)?;
         settings.boot_timeout.set_from_env(vars, env::BOOT_TIMEOUT, boot_timeout)?;
         settings.log.set_from_env(vars, env::LOG, |text| Ok(text.to_owned()))?;
@@ -544,6 +588,25 @@ mod tests {
     }
 
     #[test]
+    fn pulls_and_mirrors_are_set_by_file_and_environment() {
+        let (_dir, home) = home_with(
+            "[images]\npull = \"always\"\n[images.mirrors]\n\"docker.io\" = [\"https://a.example\", \"http://127.0.0.1:5000/v2\"]\n",
+        );
+        let settings = Settings::load_in(&home, &table(&[])).unwrap();
+        assert_eq!((settings.pull.value, settings.pull.source), (PullPolicy::Always, Source::File));
+        let mirrors: Vec<_> = settings.mirrors.value.iter().collect();
+        assert_eq!(mirrors, [("docker.io", "https://a.example"), ("docker.io", "http://127.0.0.1:5000/v2")]);
+        assert_eq!(
+            settings.mirrors.value.to_string(),
+            "docker.io=https://a.example,docker.io=http://127.0.0.1:5000/v2"
+        );
+        let vars = table(&[("AEGIS_PULL", "never"), ("AEGIS_MIRRORS", "ghcr.io=https://m.example")]);
+        let settings = Settings::load_in(&home, &vars).unwrap();
+        assert_eq!(settings.pull.value, PullPolicy::Never);
+        assert_eq!(settings.mirrors.value.to_string(), "ghcr.io=https://m.example");
+    }
+
+    #[test]
     fn mistakes_in_the_file_name_key_and_line() {
         for (config, expected) in [
             ("log = \"info\"\nmemroy = 5\n", "line 2: unknown field `memroy`"),
@@ -566,6 +629,12 @@ mod tests {
             (
                 "[secrets]\nkey_store = \"cloud\"\n",
                 "line 2: unknown key store `cloud`: it is file or keychain",
+            ),
+            ("images.ca_file = \"ca.pem\"\n", "`ca.pem` is no absolute path"),
+            ("[images]\npull = \"often\"\n", "line 2: unknown variant `often`"),
+            (
+                "[images.mirrors]\n\"docker.io\" = [\"ftp://m\"]\n",
+                "mirror `ftp://m` of docker.io must begin with `https://`",
             ),
             ("secrets.keystore = \"file\"\n", "unknown field `keystore`"),
         ] {
@@ -594,6 +663,9 @@ mod tests {
                 "AEGIS_ROUTER_ADDR: router address `10.0.0.1:8099` can be reached",
             ),
             ("AEGIS_RAM_BUDGET_MB", "half", "AEGIS_RAM_BUDGET_MB: RAM budget `half` is neither"),
+            ("AEGIS_PULL", "often", "AEGIS_PULL: unknown pull policy `often`"),
+            ("AEGIS_MIRRORS", "docker.io", "AEGIS_MIRRORS: mirror `docker.io` is not REGISTRY=URL"),
+            ("AEGIS_MIRRORS", "docker.io=https://u:p@m.example", "use `aegis registry login`"),
             ("AEGIS_TEMPLATES_MAX_MB", "2G", "AEGIS_TEMPLATES_MAX_MB: `2G` is not a number"),
         ] {
             let text = Settings::load_in(&home, &table(&[(name, value)])).unwrap_err().to_string();

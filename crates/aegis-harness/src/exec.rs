@@ -59,12 +59,12 @@ async fn launch_process(core: &Arc<Core>, start: &Start) -> Result<reaper::Start
     let (core, start) = (Arc::clone(core), start.clone());
     let launched = tokio::task::spawn_blocking(move || {
         let Start { process, stdin, tty } = &start;
-        let mut base = core.primary.environment();
+        let (mut base, own_user) = (core.primary.environment(), core.primary.user());
         let mut credentials = None;
-        if let Some(name) = &process.user {
+        if let Some(name) = process.user.as_ref().or(own_user.as_ref()) {
             let user = user::find(&*core.sys, name)?;
             // The primary's own user may have been given another home.
-            if !core.primary.is_of(name) {
+            if own_user.as_ref() != Some(name) {
                 base = environment::at_home(base, &user.home);
             }
             credentials = Some(user.credentials);

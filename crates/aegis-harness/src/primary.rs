@@ -129,9 +129,9 @@ impl Primary {
         (state.pid, state.exit)
     }
 
-    /// Whether it was started for the user of this name.
-    pub(crate) fn is_of(&self, user: &str) -> bool {
-        self.lock().user.as_deref() == Some(user)
+    /// The user that it was started for, unless that is root.
+    pub(crate) fn user(&self) -> Option<String> {
+        self.lock().user.clone()
     }
 
     /// What other processes start from: the primary's environment once there is one.

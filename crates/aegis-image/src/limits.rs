@@ -1,6 +1,7 @@
 //! What an archive may make us spend.
 
-/// Upper bounds on one archive. Crossing one is [`ImageError::Limit`](crate::ImageError::Limit), naming the entry.
+/// Upper bounds on one image: on the one archive, or on all of its layers together. Crossing one is
+/// [`ImageError::Limit`](crate::ImageError::Limit), naming the entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Headers read, and separately inodes made (parents that no entry names count too).
@@ -13,6 +14,8 @@ pub struct Limits {
     pub max_name: usize,
     /// Bytes of names, link targets and extended attributes, all of which stay in memory during a build.
     pub max_metadata_bytes: u64,
+    /// Layers of one image.
+    pub max_layers: usize,
 }
 
 impl Default for Limits {
@@ -23,6 +26,7 @@ impl Default for Limits {
             max_depth: 256,
             max_name: 255,
             max_metadata_bytes: 512 << 20,
+            max_layers: 500, // no builder makes more than 127
         }
     }
 }

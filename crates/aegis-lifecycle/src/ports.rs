@@ -19,6 +19,15 @@ use crate::record::{InstanceSpec, Record};
 /// Starts workers and owns the files of instances.
 #[async_trait]
 pub trait Launcher: Send + Sync + 'static {
+    /// Sees to it that what the instance's VM is started from is there, its image above all, which may have to be
+    /// downloaded first. Called before anything else of a start. A dropped call may have done a part of it.
+    ///
+    /// # Errors
+    /// Something that it needs cannot be had.
+    async fn provide(&self, _spec: &InstanceSpec) -> Result<(), LaunchError> {
+        Ok(())
+    }
+
     /// Makes the instance's disk if it has none, makes its runtime directory, spawns a worker and connects to it.
     /// Success means that a worker runs, not that the guest answers. Starts from the saved VM if there is one, else
     /// from a template if one fits, else from the kernel; a saved VM that is used, or does not fit any more, is gone
@@ -137,7 +146,7 @@ pub trait Worker: Send + Sync + 'static {
 #[error("{0}")]
 pub struct WorkerError(pub String);
 
-/// Knows what a command is given beside what its spec says.
+/// Knows what an instance's command is and what it is given: what its spec says, and what its image and secrets add.
 #[async_trait]
 pub trait Injector: Send + Sync + 'static {
     /// Looks up what the command of this boot is given. From now on its values are kept out of the instance's log.
@@ -147,9 +156,15 @@ pub trait Injector: Send + Sync + 'static {
     async fn inject(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Injection, LaunchError>;
 }
 
-/// What a command is given. Values are wiped when it is dropped.
+/// A command and what it is given. Values are wiped when it is dropped.
 #[derive(Default)]
 pub struct Injection {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Working directory; the guest's choice when absent.
+    pub workdir: Option<String>,
+    /// User, as `USER[:GROUP]`; root when absent.
+    pub user: Option<String>,
     /// Its environment, complete but for what the guest adds.
     pub env: BTreeMap<String, String>,
     /// Files of secrets.

@@ -17,18 +17,20 @@ pub struct InstanceSpec {
     pub handle: Option<Handle>,
     /// Image of the root file system.
     pub image: ImageName,
-    /// Program and arguments.
+    /// Program and arguments; after the image's entry point with [`InstanceSpec::oci_defaults`].
     pub command: Vec<String>,
     /// Environment of the command.
     pub env: BTreeMap<String, String>,
     /// Working directory of the command.
     pub workdir: Option<String>,
-    /// User of the command and of execs that ask for none, as `USER[:GROUP]`.
+    /// User of the command, as `USER[:GROUP]`.
     pub user: Option<String>,
     /// The command has a terminal.
     pub tty: bool,
     /// The command's standard input is open for those who attach.
     pub stdin: bool,
+    /// Entry point, command and working directory of the image count where nothing else is asked for.
+    pub oci_defaults: bool,
     /// Guest memory.
     pub memory: Mib,
     /// Size of the disk that the guest writes. Never becomes smaller.

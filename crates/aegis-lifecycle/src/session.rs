@@ -33,6 +33,9 @@ const FIRST_COME: Duration = Duration::from_millis(100);
 /// Time for the reason of a failed boot to arrive after the worker ended.
 const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Why there is no VM when nobody wants it any more.
+const GIVEN_UP: &str = "the start was given up";
+
 /// See the module.
 pub(crate) struct Session {
     pub(crate) spec: Arc<InstanceSpec>,
@@ -89,7 +92,8 @@ impl Session {
     async fn boot(&self, origin: Origin) -> Result<(Arc<dyn Worker>, VmId), Event> {
         let (worker, adopted, injection) = match origin {
             Origin::Launch(launcher) => {
-                // First: without what its command needs there is no use in a VM. The command of a saved one runs already.
+                self.provide(launcher.as_ref()).await.map_err(|problem| self.failed(problem))?;
+                // Before there is a VM: without what its command needs there is no use in a VM. The command of a saved one runs already.
                 let injection = match launcher.has_saved(&self.spec.id).await {
                     true => None,
                     false => Some(self.inject().await.map_err(|problem| self.failed(problem))?),
@@ -129,11 +133,7 @@ impl Session {
             self.failed(BootProblem { message, details: vec![hint.to_owned()], no_memory: true })
         })?;
         let Launched { worker, notes } =
-            launcher.launch(&self.spec, &self.vm).await.map_err(|LaunchError { message, hint }| {
-                let details =
-                    hint.into_iter().map(|hint| format!("hint: {}", text::bounded(&hint))).collect();
-                self.failed(BootProblem { message: text::bounded(&message), details, no_memory: false })
-            })?;
+            launcher.launch(&self.spec, &self.vm).await.map_err(|error| self.failed(unavailable(error)))?;
         for note in notes {
             self.logs.system(&self.spec.id, SystemMessage::Error(text::bounded(&note))).await;
         }
@@ -149,16 +149,25 @@ impl Session {
             room = self.shared.make_room(&self.spec.id, self.spec.memory) => {
                 room.map_err(|why| format!("there is no memory for the VM: {why}"))
             }
-            _ = status.wait_for(|status| !status.booting) => Err("the start was given up".to_owned()),
+            _ = status.wait_for(|status| !status.booting) => Err(GIVEN_UP.to_owned()),
+        }
+    }
+
+    /// Waits for what a launch needs, which may be downloaded for minutes, unless the boot is given up meanwhile.
+    async fn provide(&self, launcher: &dyn Launcher) -> Result<(), BootProblem> {
+        let mut status = self.status.clone();
+        tokio::select! {
+            provided = launcher.provide(&self.spec) => provided.map_err(unavailable),
+            _ = status.wait_for(|status| !status.booting) => Err(BootProblem {
+                message: GIVEN_UP.to_owned(),
+                details: Vec::new(),
+                no_memory: false,
+            }),
         }
     }
 
     async fn inject(&self) -> Result<Injection, BootProblem> {
-        let injected = self.shared.ports.injector.inject(&self.spec, &self.vm).await;
-        injected.map_err(|LaunchError { message, hint }| {
-            let details = hint.into_iter().map(|hint| format!("hint: {}", text::bounded(&hint))).collect();
-            BootProblem { message: text::bounded(&message), details, no_memory: false }
-        })
+        self.shared.ports.injector.inject(&self.spec, &self.vm).await.map_err(unavailable)
     }
 
     async fn start_command(
@@ -186,11 +195,11 @@ impl Session {
         for note in &injection.notes {
             self.logs.system(&self.spec.id, SystemMessage::Error(text::bounded(note))).await;
         }
-        let InstanceSpec { command, workdir, user, tty, stdin, policy, .. } = self.spec.as_ref();
+        let InstanceSpec { tty, stdin, policy, .. } = self.spec.as_ref();
         let secret_files = std::mem::take(&mut injection.secret_files);
         let attach_first = policy.ephemeral && (*tty || *stdin);
         let streams = Streams { stdin: *stdin, tty: *tty, attach_first };
-        let needs_streams = user.is_some() || !streams.is_default();
+        let needs_streams = injection.user.is_some() || !streams.is_default();
         if needs_streams || !secret_files.is_empty() {
             let status: control::Status = call(&client, control::STATUS, &()).await?;
             let too_old = |what: &str| {
@@ -204,8 +213,12 @@ impl Session {
                 return too_old("users and terminals");
             }
         }
-        let env = std::mem::take(&mut injection.env);
-        let process = Process { command: command.clone(), env, workdir: workdir.clone(), user: user.clone() };
+        let process = Process {
+            command: std::mem::take(&mut injection.command),
+            env: std::mem::take(&mut injection.env),
+            workdir: injection.workdir.take(),
+            user: injection.user.take(),
+        };
         let mut run = Run { process, secret_files, streams };
         let started = call::<Started>(&client, control::RUN, &run).await;
         injection.env = std::mem::take(&mut run.process.env);
@@ -244,6 +257,11 @@ async fn wait_ready(worker: &dyn Worker) -> Result<Ready, BootFailure> {
             Err(_) => Err(BootFailure { message: exited.message, console: Vec::new() }),
         },
     }
+}
+
+fn unavailable(LaunchError { message, hint }: LaunchError) -> BootProblem {
+    let details = hint.into_iter().map(|hint| format!("hint: {}", text::bounded(&hint))).collect();
+    BootProblem { message: text::bounded(&message), details, no_memory: false }
 }
 
 fn problem_of(failure: BootFailure) -> BootProblem {

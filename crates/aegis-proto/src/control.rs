@@ -32,7 +32,7 @@ pub struct Process {
     /// Absolute working directory; `/` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// `USER[:GROUP]`, names or numbers of the guest; root when absent.
+    /// `USER[:GROUP]`, names or numbers of the guest. When absent, root for the primary process and the primary's for others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

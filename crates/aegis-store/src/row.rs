@@ -30,6 +30,8 @@ pub struct InstanceRow {
     pub tty: bool,
     /// The command's standard input is open.
     pub stdin: bool,
+    /// Entry point, command and working directory of the image count.
+    pub oci_defaults: bool,
     /// Guest memory.
     pub memory: Mib,
     /// Size of the disk that the guest writes.
@@ -70,14 +72,14 @@ pub struct InstanceRow {
 
 const UPSERT: &str = "
     INSERT INTO instances (id, handle, image_ref, command, env, workdir, user, tty, stdin, memory_mb, disk_mb, vcpus, policy, parent_id, mounts, auto_workspace,
-        created_at, enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
+        oci_defaults, created_at, enabled, live, updated_at, last_active_at, life_began_at, crashes, stopped_at, stop_reason, exit_code, last_error)
     VALUES (:id, :handle, :image_ref, :command, :env, :workdir, :user, :tty, :stdin, :memory_mb, :disk_mb, :vcpus, :policy, :parent_id, :mounts, :auto_workspace,
-        :created_at, :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
+        :oci_defaults, :created_at, :enabled, :live, :updated_at, :last_active_at, :life_began_at, :crashes, :stopped_at, :stop_reason, :exit_code, :last_error)
     ON CONFLICT (id) DO UPDATE SET
         handle = excluded.handle, image_ref = excluded.image_ref, command = excluded.command, env = excluded.env,
         workdir = excluded.workdir, user = excluded.user, tty = excluded.tty, stdin = excluded.stdin, memory_mb = excluded.memory_mb, disk_mb = excluded.disk_mb, vcpus = excluded.vcpus, policy = excluded.policy,
         parent_id = excluded.parent_id, mounts = excluded.mounts, auto_workspace = excluded.auto_workspace,
-        created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
+        oci_defaults = excluded.oci_defaults, created_at = excluded.created_at, enabled = excluded.enabled, live = excluded.live,
         updated_at = excluded.updated_at, last_active_at = excluded.last_active_at,
         life_began_at = excluded.life_began_at, crashes = excluded.crashes,
         stopped_at = excluded.stopped_at, stop_reason = excluded.stop_reason, exit_code = excluded.exit_code,
@@ -109,6 +111,7 @@ impl InstanceRow {
                 reason: e.to_string(),
             })?,
             ":auto_workspace": self.auto_workspace,
+            ":oci_defaults": self.oci_defaults,
             ":created_at": self.created_at.to_string(),
             ":enabled": self.enabled,
             ":live": self.live,
@@ -155,6 +158,7 @@ impl InstanceRow {
             user: columns.get("user")?,
             tty: columns.get("tty")?,
             stdin: columns.get("stdin")?,
+            oci_defaults: columns.get("oci_defaults")?,
             memory: columns.sized("memory_mb", Mib::new)?,
             disk: columns.sized("disk_mb", DiskSize::new)?,
             vcpus: columns.sized("vcpus", Vcpus::new)?,

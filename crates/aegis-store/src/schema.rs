@@ -72,6 +72,9 @@ pub(crate) const STEPS: &[&str] = &[
     ALTER TABLE instances ADD COLUMN tty INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE instances ADD COLUMN stdin INTEGER NOT NULL DEFAULT 0;
 ",
+    "
+    ALTER TABLE instances ADD COLUMN oci_defaults INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Brings the file to the newest version of `steps`. Each step is applied completely or not at all.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aegis_api::ShutdownMode;
 use aegis_client::Client;
 use aegis_config::{AcceleratorSetting, Setting, Settings, TemplatesSetting};
-use aegis_types::Accelerator;
+use aegis_types::{Accelerator, PullPolicy};
 use aegisd::{Daemon, DaemonOptions, Running, StartError};
 use rustix::process::{WaitOptions, waitpid};
 use tokio::runtime::Runtime;
@@ -55,6 +55,8 @@ impl TestDaemon {
             accelerator: Setting::default_value(AcceleratorSetting::Fixed(Accelerator::Tcg)),
             // The fake VMM cannot save, so there is nothing to make templates with; and daemons run side by side.
             templates: Setting::default_value(TemplatesSetting::Off),
+            // No test asks the registries of others.
+            pull: Setting::default_value(PullPolicy::Never),
             router_addr: Setting::default_value((Ipv4Addr::LOCALHOST, 0).into()),
             ..Settings::default()
         };

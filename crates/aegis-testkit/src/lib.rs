@@ -14,11 +14,13 @@ mod gate;
 mod guest;
 mod home;
 mod liar;
+mod registry;
 mod remote;
 mod vmm;
 
 pub use daemon::TestDaemon;
 pub use guest::Guest;
 pub use home::TestHome;
+pub use registry::{StoppedRegistry, TestImage, TestRegistry, layer};
 pub use remote::VmRemote;
 pub use vmm::FakeVmm;

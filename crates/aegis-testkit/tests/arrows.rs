@@ -57,6 +57,7 @@ fn forbidden_arrows_do_not_exist() {
         "aegis-fs",
         "aegis-image",
         "aegis-net",
+        "aegis-registry",
         "aegis-router",
         "aegisd",
     ];
@@ -78,6 +79,18 @@ fn forbidden_arrows_do_not_exist() {
         ("aegis-fs", vec!["aegis-api", "aegis-link", "aegis-vmm", "aegis-lifecycle", "axum", "hyper"]),
         ("aegis-copy", vec!["aegis-api", "aegis-proto", "aegis-link", "tokio"]),
         ("aegis-image", vec!["aegis-api", "aegis-proto", "aegis-lifecycle", "tokio"]),
+        (
+            "aegis-registry",
+            vec![
+                "aegis-api",
+                "aegis-image",
+                "aegis-config",
+                "aegis-lifecycle",
+                "axum",
+                "openssl-sys",
+                "aws-lc-sys",
+            ],
+        ),
         (
             "aegis-router",
             vec![
@@ -129,6 +142,7 @@ fn some_crates_are_reached_only_through_one_of_ours() {
         ("yamux", "aegis-link"),
         ("smoltcp", "aegis-net"),
         ("fuse-backend-rs", "aegis-fs"),
+        ("reqwest", "aegis-registry"),
         ("landlock", "aegis-vmm-worker"),
         ("seccompiler", "aegis-vmm-worker"),
     ] {

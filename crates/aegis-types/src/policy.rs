@@ -16,6 +16,12 @@ pub struct UnknownPolicy {
     choices: &'static str,
 }
 
+impl UnknownPolicy {
+    pub(crate) fn new(what: &'static str, text: &str, choices: &'static str) -> Self {
+        Self { what, text: text.to_owned(), choices }
+    }
+}
+
 /// What happens when the command of an instance, or its VM, ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -14,6 +14,7 @@ use aegis_image::ImageError;
 use aegis_lifecycle::ports::{self, Adoption, LaunchError, Launched};
 use aegis_lifecycle::record::{InstanceSpec, Record};
 use aegis_lifecycle::{Defaults, Limits, Manager, Ports};
+use aegis_registry::{CredentialStore, Mirror, Registry, registry_host};
 use aegis_router::{Gate, HttpRouter};
 use aegis_store::{Store, StoreError};
 use aegis_types::{InstanceId, VmId};
@@ -22,6 +23,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{self, JoinHandle};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accel::Accel;
@@ -29,13 +31,15 @@ use crate::assets::{AssetFlags, Assets};
 use crate::backends::Backends;
 use crate::digests::Digests;
 use crate::exposes::Exposes;
+use crate::http::images::collect_garbage;
 use crate::http::{self, App, Ids};
-use crate::images::Images;
+use crate::images::{Images, Provider, Pulls};
 use crate::launcher::machine::Machines;
 use crate::launcher::{Launcher, files};
 use crate::lock::{HomeLock, LockError};
 use crate::logs::LogStore;
 use crate::networks::Networks;
+use crate::process::Processes;
 use crate::registry::{StoredRegistry, to_record};
 use crate::rotate::Rotation;
 use crate::secrets::Secrets;
@@ -60,6 +64,8 @@ pub struct DaemonOptions {
     pub settings: Settings,
     /// Files named on the command line.
     pub assets: AssetFlags,
+    /// Docker's `config.json`, for the logins that the user has there.
+    pub docker_config: Option<PathBuf>,
     /// What starts VMs; worker processes when absent.
     pub launcher: Option<Arc<dyn ports::Launcher>>,
     /// Time for the commands of instances between SIGTERM and SIGKILL at [`Running::shutdown`].
@@ -69,7 +75,14 @@ pub struct DaemonOptions {
 impl DaemonOptions {
     /// Worker processes with the files of the installation.
     pub fn new(home: Home, settings: Settings) -> Self {
-        Self { home, settings, assets: AssetFlags::default(), launcher: None, stop_grace: STOP_GRACE }
+        Self {
+            home,
+            settings,
+            assets: AssetFlags::default(),
+            docker_config: None,
+            launcher: None,
+            stop_grace: STOP_GRACE,
+        }
     }
 }
 
@@ -88,6 +101,9 @@ pub enum StartError {
     /// The image store cannot be used.
     #[error("cannot open the image store")]
     Images(#[from] ImageError),
+    /// A mirror in the settings is none.
+    #[error("setting `images.mirrors`: {0}")]
+    Mirror(String),
     /// Files or sockets in the home.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -131,7 +147,9 @@ impl Daemon {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: DaemonOptions) -> Result<Running, StartError> {
-        let DaemonOptions { home, settings, assets, launcher, stop_grace } = options;
+        let DaemonOptions { home, settings, assets, docker_config, launcher, stop_grace } = options;
+        let credentials = CredentialStore::new(home.registries());
+        let images_from = registry_client(&settings, &credentials, docker_config)?;
         Launcher::check_home(&home).map_err(failed("use the home", home.root().to_owned()))?;
         home.ensure()?;
         let lock = HomeLock::take(&home)?;
@@ -157,11 +175,12 @@ impl Daemon {
         })
         .await;
         let images = blocking({
-            let (dir, assets, digests) = (home.images(), Arc::clone(&assets), Arc::clone(&digests));
-            move || Images::open(&dir, assets, digests)
+            let (home, assets, digests) = (home.clone(), Arc::clone(&assets), Arc::clone(&digests));
+            move || Images::open(home, assets, digests)
         })
         .await?;
         let images = Arc::new(images);
+        let pulls = Pulls::new(Arc::clone(&images), images_from.clone());
         let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &settings.accelerator));
         let networks = blocking({
             let home = home.clone();
@@ -197,14 +216,18 @@ impl Daemon {
                 (Arc::clone(&launcher) as Arc<dyn ports::Launcher>, Some(launcher))
             }
         };
-        let launcher = Arc::new(WithLogs { launcher, logs: Arc::clone(&logs) });
+        let provider =
+            Provider::new(Arc::clone(&images), Arc::clone(&pulls), Arc::clone(&logs), settings.pull.value);
+        let provider = Arc::new(provider);
+        let launcher =
+            Arc::new(Complete { launcher, provider: Arc::clone(&provider), logs: Arc::clone(&logs) });
         let key_store = settings.key_store.value;
         // Before the logs of live instances go on: their values are to be kept out of them.
         let secrets = Secrets::open(&home, key_store, registry.clone(), Arc::clone(&logs)).await?;
         let secrets = Arc::new(secrets);
         let ports = Ports {
             launcher,
-            injector: Arc::clone(&secrets) as _,
+            injector: Arc::new(Processes { images: Arc::clone(&images), secrets: Arc::clone(&secrets) }),
             registry: Arc::new(StoredRegistry(registry.clone())),
             logs: logs.clone(),
         };
@@ -226,6 +249,10 @@ impl Daemon {
             manager,
             logs,
             images,
+            pulls,
+            provider,
+            registry: images_from,
+            credentials,
             assets,
             accel,
             home,
@@ -238,8 +265,13 @@ impl Daemon {
             templates: workers.as_ref().map(|launcher| Arc::clone(launcher.templates())),
             ending: watch::Sender::new(None),
             tasks,
+            garbage: Notify::new(),
+            closing: CancellationToken::new(),
             ids: Ids::default(),
         });
+        app.tasks.spawn(collect_garbage(Arc::clone(&app)));
+        // What the last daemon did not come to.
+        app.garbage.notify_one();
         Running::serve(app, registry, workers, http_router, stop_grace, lock)
     }
 }
@@ -329,6 +361,11 @@ impl Running {
             tracing::error!("the making of a template did not end");
         }
         app.manager.shutdown(stop_grace, mode == ShutdownMode::Hibernate).await;
+        // Nobody waits for them any more.
+        if timeout(DRAIN_DEADLINE, app.pulls.shutdown()).await.is_err() {
+            tracing::info!("an image is still being made; the next start removes what is left of it");
+        }
+        app.closing.cancel();
         app.logs.close().await;
         app.tasks.close();
         let drained = async { tokio::join!(app.tasks.wait(), &mut server) };
@@ -402,14 +439,37 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     task::spawn_blocking(work).await.expect("opening files does not panic")
 }
 
-/// A launcher for which the log is one of an instance's files.
-struct WithLogs {
+/// How images are pulled.
+fn registry_client(
+    settings: &Settings,
+    credentials: &CredentialStore,
+    docker_config: Option<PathBuf>,
+) -> Result<Registry, StartError> {
+    let mut options = aegis_registry::Options::new(credentials.clone());
+    options.docker_config = docker_config;
+    options.proxies = Environment::process().proxies();
+    options.extra_roots = settings.ca_file.value.clone();
+    for (registry, url) in settings.mirrors.value.iter() {
+        let host = registry_host(registry).map_err(|e| StartError::Mirror(e.to_string()))?;
+        let mirror = Mirror::parse(url).map_err(|e| StartError::Mirror(e.to_string()))?;
+        options.mirrors.entry(host).or_default().push(mirror);
+    }
+    Ok(Registry::new(options))
+}
+
+/// A launcher for which images come from elsewhere and the log is one of an instance's files.
+struct Complete {
     launcher: Arc<dyn ports::Launcher>,
+    provider: Arc<Provider>,
     logs: Arc<LogStore>,
 }
 
 #[async_trait]
-impl ports::Launcher for WithLogs {
+impl ports::Launcher for Complete {
+    async fn provide(&self, spec: &InstanceSpec) -> Result<(), LaunchError> {
+        self.provider.provide(spec).await
+    }
+
     async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Launched, LaunchError> {
         self.launcher.launch(spec, vm).await
     }

@@ -19,6 +19,7 @@ mod launcher;
 mod lock;
 mod logs;
 mod networks;
+mod process;
 mod registry;
 mod rotate;
 mod saved;

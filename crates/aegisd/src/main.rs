@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use aegis_api::ShutdownMode;
-use aegis_config::{AcceleratorSetting, Home, Settings};
+use aegis_config::{AcceleratorSetting, Environment, Home, Settings};
 use aegisd::{AssetFlags, Daemon, DaemonLog, DaemonOptions, Rotation};
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -96,6 +96,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         None => subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init(),
     }
     let mut options = DaemonOptions::new(home, settings);
+    options.docker_config = Environment::process().docker_config();
     options.assets = AssetFlags {
         kernel: args.kernel,
         initramfs: args.initramfs,

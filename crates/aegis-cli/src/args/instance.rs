@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use aegis_types::{
-    DiskSize, Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Mount, RestartPolicy, SecretFile,
-    SecretUse, Vcpus,
+    DiskSize, Expose, GuestPort, Handle, IdlePolicy, ImageName, Mib, Mount, PullPolicy, RestartPolicy,
+    SecretFile, SecretUse, Vcpus,
 };
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
@@ -19,9 +19,16 @@ pub(crate) struct InstanceOptions {
     /// Name of the instance, unique; also its host name
     #[arg(long, value_name = "NAME", value_parser = Handle::parse)]
     pub(crate) name: Option<Handle>,
-    /// Image
+    /// Image: one that is there, or the name of one at a registry, such as python:3.12-alpine or ghcr.io/team/tools:v1
+    /// [default: setting default_image]
     #[arg(long, value_name = "IMAGE", value_parser = ImageName::parse)]
     pub(crate) image: Option<ImageName>,
+    /// Whether its registry is asked first: missing, always or never [default: setting images.pull]
+    #[arg(long, value_name = "POLICY", value_parser = str::parse::<PullPolicy>)]
+    pub(crate) pull: Option<PullPolicy>,
+    /// Use ENTRYPOINT, CMD and WORKDIR of the image where nothing else is said; COMMAND is what follows the ENTRYPOINT
+    #[arg(long)]
+    pub(crate) oci_defaults: bool,
     /// Memory in MiB
     #[arg(long, value_name = "MB", value_parser = memory)]
     pub(crate) memory: Option<Mib>,
@@ -156,10 +163,12 @@ pub(crate) struct Target {
 }
 
 /// What describes a new instance makes no sense for one that is there.
-const OPTIONS: [&str; 22] = [
+const OPTIONS: [&str; 24] = [
     "command",
     "name",
     "image",
+    "pull",
+    "oci_defaults",
     "memory",
     "disk",
     "cpus",
@@ -182,7 +191,7 @@ const OPTIONS: [&str; 22] = [
 ];
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").args(["target", "name", "command"]).multiple(true).required(true))]
+#[command(group = ArgGroup::new("what").args(["target", "name", "command", "image", "oci_defaults"]).multiple(true).required(true))]
 pub(crate) struct Start {
     /// Name or id of a stopped instance
     #[arg(value_name = "INSTANCE", conflicts_with_all = OPTIONS)]
@@ -195,7 +204,8 @@ pub(crate) struct Start {
     /// What keeps it awake beside connections, execs and leases: default (its own work) or leases-only (nothing)
     #[arg(long, value_name = "POLICY", value_parser = idle_policy)]
     pub(crate) idle_policy: Option<IdlePolicy>,
-    /// Program and arguments; no shell. Without it, the stopped instance of that name is started
+    /// Program and arguments; no shell. Without it, the stopped instance of that name is started; or, with --image or
+    /// --oci-defaults, the image says what to run
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }

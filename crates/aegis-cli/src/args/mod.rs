@@ -1,5 +1,6 @@
 //! The command line. Doc comments here are the help texts.
 
+mod image;
 mod instance;
 mod process;
 mod values;
@@ -11,6 +12,7 @@ use aegis_types::{DiskSize, IdlePolicy, ImageName, Mib, NetRule, SecretFile, Sec
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use jiff::Timestamp;
 
+pub(crate) use self::image::{ImageCommand, RegistryCommand};
 pub(crate) use self::instance::{
     Goal, InstanceCommand, InstanceOptions, Keepalive, List, Start, Target, Wait,
 };
@@ -102,6 +104,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Manage access to registries of images
+    Registry {
+        #[command(subcommand)]
+        command: RegistryCommand,
+    },
     /// Manage templates: booted VMs of which new instances are copies
     Template {
         #[command(subcommand)]
@@ -165,8 +172,8 @@ pub(crate) struct Run {
     /// Keys that leave the command of `-it`, which goes on: characters and ctrl-CHARACTER; '' for none
     #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS, value_parser = str::parse::<DetachKeys>)]
     pub(crate) detach_keys: DetachKeys,
-    /// Program and arguments; no shell
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// Program and arguments; no shell. Without it, with --image or --oci-defaults, the image says what to run
+    #[arg(last = true, required_unless_present_any = ["image", "oci_defaults"], value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }
 
@@ -257,21 +264,6 @@ pub(crate) enum ServiceCommand {
     },
     /// Stop the daemon, which hibernates running instances, and start it no more
     Uninstall,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// List images
-    List(Format),
-    /// Make an image of a tar file
-    Import {
-        /// Tar file, optionally compressed with gzip; - is standard input
-        #[arg(value_name = "TAR")]
-        tar: PathBuf,
-        /// Name of the image
-        #[arg(long, value_name = "IMAGE", value_parser = ImageName::parse)]
-        name: ImageName,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,22 +1,29 @@
 //! `aegis image`.
 
-use std::path::Path;
+mod archive;
+mod pull;
 
-use aegis_api::{ImageImported, ImageSummary};
+use aegis_api::{ImageSummary, ImageUsage, ImageUsageEntry, PruneImages};
 use aegis_types::ImageName;
-use tokio::io::AsyncRead;
 
 use super::Context;
 use crate::args::ImageCommand;
 use crate::error::CliError;
-use crate::progress::byte_bar;
 use crate::ui;
 
-pub(crate) async fn run(context: &Context, command: ImageCommand) -> Result<(), CliError> {
+pub(crate) async fn run(context: &Context, command: ImageCommand) -> Result<u8, CliError> {
     match command {
-        ImageCommand::List(format) => list(context, format.json).await,
-        ImageCommand::Import { tar, name } => import(context, &tar, &name).await,
+        ImageCommand::List(format) => list(context, format.json).await?,
+        ImageCommand::Pull { name, pull, json } => pull::run(context, name, pull, json).await?,
+        ImageCommand::Inspect { name } => ui::print_json(&context.client.image(&name).await?)?,
+        ImageCommand::Delete { names, force } => return delete(context, &names, force).await,
+        ImageCommand::Prune { all, older_than } => prune(context, &PruneImages { all, older_than }).await?,
+        ImageCommand::Import { tar, name } => archive::import(context, &tar, &name).await?,
+        ImageCommand::Load { archive, name } => archive::load(context, &archive, name.as_ref()).await?,
+        ImageCommand::Save { name, output } => archive::save(context, &name, output.as_deref()).await?,
+        ImageCommand::Df(format) => usage(context, format.json).await?,
     }
+    Ok(0)
 }
 
 async fn list(context: &Context, json: bool) -> Result<(), CliError> {
@@ -45,34 +52,58 @@ fn short(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
 }
 
-async fn import(context: &Context, path: &Path, name: &ImageName) -> Result<(), CliError> {
-    let image = if path == Path::new("-") {
-        send(context, name, tokio::io::stdin(), None).await?
-    } else {
-        let cannot_read = |e| CliError::failure(format!("cannot read {}", path.display())).because(&e);
-        let file = tokio::fs::File::open(path).await.map_err(cannot_read)?;
-        let meta = file.metadata().await.map_err(cannot_read)?;
-        if meta.is_dir() {
-            return Err(CliError::failure(format!("{} is a directory", path.display()))
-                .hint(format!("pack it first: `tar -C {} -cf image.tar .`", path.display())));
+async fn delete(context: &Context, names: &[ImageName], force: bool) -> Result<u8, CliError> {
+    let mut code = 0;
+    for name in names {
+        match context.client.delete_image(name, force).await {
+            Ok(_) => ui::print(&format!("Image {name} deleted\n"))?,
+            Err(error) => {
+                let error = CliError::from(error);
+                ui::report(&error);
+                code = error.kind().exit_code();
+            }
         }
-        send(context, name, file, Some(meta.len())).await?
-    };
-    let size = ui::size(image.size_bytes);
-    ui::print(&format!("Image imported: {} ({size}, {})\n", image.name, short(&image.digest)))
+    }
+    Ok(code)
 }
 
-async fn send<R>(
-    context: &Context,
-    name: &ImageName,
-    tar: R,
-    total: Option<u64>,
-) -> Result<ImageImported, CliError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-{
-    let bar = byte_bar(total);
-    let imported = context.client.import(name, bar.wrap_async_read(tar)).await;
-    bar.finish_and_clear();
-    Ok(imported?)
+async fn prune(context: &Context, request: &PruneImages) -> Result<(), CliError> {
+    let reply = context.client.prune_images(request).await?;
+    let names: String = reply.names.iter().map(|name| format!("Image {name} deleted\n")).collect();
+    let freed = ui::size(reply.freed_bytes);
+    ui::print(&format!("{names}Pruned {} image(s), {freed} are free again\n", reply.images))
+}
+
+async fn usage(context: &Context, json: bool) -> Result<(), CliError> {
+    let usage = context.client.image_usage().await?;
+    if json {
+        return ui::print_json(&usage);
+    }
+    if !usage.images.is_empty() {
+        let rows: Vec<_> = usage.images.iter().map(usage_row).collect();
+        let header = ["NAME", "IMAGE", "LAYERS", "SHARED", "UNIQUE", "USED"];
+        ui::print(&format!("{}\n", ui::table(header, &rows)))?;
+    }
+    ui::print(&totals(&usage))
+}
+
+fn usage_row(image: &ImageUsageEntry) -> [String; 6] {
+    [
+        image.name.to_string(),
+        ui::size(image.image_bytes),
+        ui::size(image.layers_bytes),
+        ui::size(image.shared_bytes),
+        ui::size(image.unique_bytes),
+        if image.used { "yes" } else { "no" }.to_owned(),
+    ]
+}
+
+fn totals(usage: &ImageUsage) -> String {
+    ui::fields(&[
+        ("Images", ui::size(usage.images_bytes)),
+        ("Unnamed", ui::size(usage.unnamed_bytes)),
+        ("Layers", ui::size(usage.layers_bytes)),
+        ("Interrupted", ui::size(usage.partial_bytes)),
+        ("Reclaimable", ui::size(usage.reclaimable_bytes)),
+    ])
 }

@@ -2,6 +2,7 @@
 
 use aegis_api::ErrorCode;
 use aegis_client::ClientError;
+use aegis_types::ImageName;
 
 use super::Context;
 use crate::error::CliError;
@@ -15,10 +16,12 @@ pub(crate) async fn run(context: &Context, name: &str) -> Result<(), CliError> {
     };
     if let ClientError::Api { body, .. } = &error
         && body.code == ErrorCode::InstanceNotFound
+        && let Ok(image) = ImageName::parse(name)
     {
-        let images = context.client.images().await?;
-        if let Some(image) = images.iter().find(|image| image.name.as_str() == name) {
-            return ui::print_json(image);
+        match context.client.image(&image).await {
+            Ok(image) => return ui::print_json(&image),
+            Err(ClientError::Api { body, .. }) if body.code == ErrorCode::ImageNotFound => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Err(explain(&context.client, name, error).await)

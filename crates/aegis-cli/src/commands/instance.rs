@@ -58,7 +58,9 @@ async fn start(context: &Context, args: Start) -> Result<(), CliError> {
         warn_of_problems(&[], &info.endpoints);
         return Ok(());
     }
+    let creates = args.options.image.is_some() || args.options.oci_defaults;
     if args.command.is_empty()
+        && !creates
         && let Some(name) = &args.options.name
     {
         // Without a command there is nothing to create, so the name must exist.

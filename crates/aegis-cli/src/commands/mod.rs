@@ -12,6 +12,7 @@ mod instance;
 mod lifetime;
 mod logs;
 mod net;
+mod registry;
 mod run;
 mod secret;
 mod service;
@@ -67,7 +68,8 @@ pub(crate) async fn run(home: Option<PathBuf>, command: Command) -> Result<u8, C
         Command::Update(args) => update::run(&context()?, args).await.map(|()| 0),
         Command::Logs(args) => logs::run(&context()?, args).await.map(|()| 0),
         Command::Net { command } => net::run(&context()?, command).await.map(|()| 0),
-        Command::Image { command } => image::run(&context()?, command).await.map(|()| 0),
+        Command::Image { command } => image::run(&context()?, command).await,
+        Command::Registry { command } => registry::run(&context()?, command).await.map(|()| 0),
         Command::Template { command } => template::run(&context()?, command).await.map(|()| 0),
         Command::Workspace { command } => workspace::run(&context()?, command).await,
         Command::Secret { command } => secret::run(&context()?, command).await,
@@ -115,6 +117,8 @@ fn creation(options: InstanceOptions, command: Vec<String>) -> Result<CreateInst
         command,
         handle: options.name,
         image_ref: options.image,
+        pull: options.pull,
+        oci_defaults: options.oci_defaults,
         env,
         secrets: wanted.variables,
         secret_files: wanted.files,

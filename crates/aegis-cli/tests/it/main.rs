@@ -3,6 +3,7 @@
 
 mod exec;
 mod fake;
+mod image;
 mod listing;
 mod rest;
 mod run;

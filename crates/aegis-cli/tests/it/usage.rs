@@ -30,6 +30,7 @@ fn alone_it_shows_its_usage_and_fails() {
       logs         Show what an instance has written
       net          Show and change what instances may reach in the network
       image        Manage images
+      registry     Manage access to registries of images
       template     Manage templates: booted VMs of which new instances are copies
       workspace    Manage workspaces: directories that instances have at /workspace
       secret       Manage secrets: values that commands get and nobody else sees
@@ -74,15 +75,22 @@ fn help_of_run() {
     --- stdout
     Run a command in a new VM, then delete the VM
 
-    Usage: aegis run [OPTIONS] -- <COMMAND>...
+    Usage: aegis run [OPTIONS] [-- <COMMAND>...]
 
     Arguments:
-      <COMMAND>...  Program and arguments; no shell
+      [COMMAND]...  Program and arguments; no shell. Without it, with --image or --oci-defaults, the
+                    image says what to run
 
     Options:
           --home <DIR>                  Home directory of AegisVM [default: $AEGIS_HOME or ~/.aegis]
           --name <NAME>                 Name of the instance, unique; also its host name
-          --image <IMAGE>               Image
+          --image <IMAGE>               Image: one that is there, or the name of one at a registry, such
+                                        as python:3.12-alpine or ghcr.io/team/tools:v1 [default: setting
+                                        default_image]
+          --pull <POLICY>               Whether its registry is asked first: missing, always or never
+                                        [default: setting images.pull]
+          --oci-defaults                Use ENTRYPOINT, CMD and WORKDIR of the image where nothing else
+                                        is said; COMMAND is what follows the ENTRYPOINT
           --memory <MB>                 Memory in MiB
           --cpus <N>                    Virtual CPUs [alias: --vcpus]
       -e, --env <VARIABLE>              Environment variable of the command: K=V, K=secret.NAME, KEY for
@@ -167,7 +175,7 @@ fn unknown_options_are_misuse() {
       tip: a similar argument exists: '--memory'
       tip: to pass '--memroy' as a value, use '-- --memroy'
 
-    Usage: aegis run --memory <MB> -- <COMMAND>...
+    Usage: aegis run --memory <MB> [-- <COMMAND>...]
 
     For more information, try '--help'.
     ");
@@ -195,7 +203,7 @@ fn a_command_needs_the_separator() {
     --- stderr
     error: unexpected argument 'echo' found
 
-    Usage: aegis run [OPTIONS] -- <COMMAND>...
+    Usage: aegis run [OPTIONS] [-- <COMMAND>...]
 
     For more information, try '--help'.
     ");

@@ -14,6 +14,7 @@ mod image;
 mod instance;
 mod network;
 mod races;
+mod registry;
 mod rest;
 mod router;
 mod run;

@@ -108,7 +108,7 @@ fn wrong_usage_is_refused_before_anything_starts() {
     aegis.aegis(["run", "--bogus", "--", "true"]).expect_code(2);
     aegis.aegis(["run"]).expect_code(2);
     aegis.aegis(["run", "--memory", "1", "--", "true"]).expect_code(2);
-    let unknown = aegis.aegis(["run", "--image", "no-such-image", "--", "true"]);
+    let unknown = aegis.aegis(["run", "--image", "no-such-image", "--pull", "never", "--", "true"]);
     assert_ne!(unknown.code, Some(0));
     assert!(unknown.err().contains("no-such-image"), "{}", unknown.err());
 }

@@ -9,7 +9,7 @@ mod pax;
 mod reader;
 mod sparse;
 
-pub(crate) use reader::Reader;
+pub(crate) use reader::{End, Reader, Spent};
 
 /// One archive member, extension headers already applied.
 #[derive(Debug)]

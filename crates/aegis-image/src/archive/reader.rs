@@ -15,6 +15,24 @@ const PAX_BYTES_MAX: u64 = 4 << 20;
 const MAJOR_MAX: u64 = 0xfff;
 const MINOR_MAX: u64 = 0xf_ffff;
 
+/// What has been read so far, over all layers of an image, of what [`Limits`] allow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spent {
+    headers: u64,
+    /// Against [`Limits::max_bytes`].
+    bytes: u64,
+}
+
+/// What may stand for the end of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Only the end marker: an archive that just stops is truncated.
+    Marker,
+    /// Also the end of the stream between two entries. For a stream whose digest is checked: some builders of images
+    /// write no marker.
+    MarkerOrStream,
+}
+
 /// Reads entries in order; the content of a file must be taken with [`Reader::read_data`] before the next entry, or
 /// is skipped.
 pub(crate) struct Reader<'a, R> {
@@ -25,30 +43,30 @@ pub(crate) struct Reader<'a, R> {
     /// Content bytes of the current entry not read yet, and the padding after them.
     remaining: u64,
     padding: u64,
-    headers: u64,
-    /// Against [`Limits::max_bytes`].
-    charged: u64,
+    spent: Spent,
+    end: End,
     global: Pax,
     /// Name for error messages: the entry at hand, or the last one.
     current: Vec<u8>,
 }
 
 impl<'a, R: Read> Reader<'a, R> {
-    pub(crate) fn new(input: R, limits: &'a Limits) -> Self {
+    /// `spent` is what the layers below came to.
+    pub(crate) fn new(input: R, limits: &'a Limits, spent: Spent, end: End) -> Self {
         Reader {
             input,
             limits,
             offset: 0,
             remaining: 0,
             padding: 0,
-            headers: 0,
-            charged: 0,
+            spent,
+            end,
             global: Pax::default(),
             current: Vec::new(),
         }
     }
 
-    /// The next entry, or `None` at the end-of-archive marker. An archive that just stops is truncated.
+    /// The next entry, or `None` at the end.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, ImageError> {
         let mut local: Option<Pax> = None;
         let (mut long_name, mut long_link) = (None, None);
@@ -95,12 +113,13 @@ impl<'a, R: Read> Reader<'a, R> {
         self.fill(buf)
     }
 
-    /// Reads what follows the end marker, so that a writer of a pipe is not cut off and a compressed stream's
-    /// checksum is verified. Bounded by the byte limit.
-    pub(crate) fn drain(&mut self) -> Result<(), ImageError> {
-        let budget = self.limits.max_bytes.saturating_sub(self.charged);
-        io::copy(&mut (&mut self.input).take(budget), &mut io::sink()).map_err(ImageError::Read)?;
-        Ok(())
+    /// Reads what follows the end marker, so that a writer of a pipe is not cut off, a compressed stream's checksum is
+    /// verified and a digest covers everything. Bounded by the byte limit.
+    pub(crate) fn finish(mut self) -> Result<Spent, ImageError> {
+        let budget = self.limits.max_bytes.saturating_sub(self.spent.bytes);
+        let trailing = io::copy(&mut (&mut self.input).take(budget.saturating_add(1)), &mut io::sink());
+        self.charge(trailing.map_err(ImageError::Read)?)?;
+        Ok(self.spent)
     }
 
     fn finish_entry(
@@ -248,12 +267,25 @@ impl<'a, R: Read> Reader<'a, R> {
 
     fn read_header(&mut self) -> Result<Option<Header>, ImageError> {
         let at = self.offset;
-        let block = self.read_block()?;
+        let mut block = [0; BLOCK];
+        let first = &mut block[..1];
+        let empty = loop {
+            match self.input.read(first) {
+                Ok(count) => break count == 0,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.read_error(error)),
+            }
+        };
+        if empty {
+            return if self.end == End::MarkerOrStream { Ok(None) } else { Err(self.truncated()) };
+        }
+        self.offset += 1;
+        self.fill(&mut block[1..])?;
         if block == [0; BLOCK] {
             return Ok(None);
         }
-        self.headers += 1;
-        if self.headers > self.limits.max_entries {
+        self.spent.headers += 1;
+        if self.spent.headers > self.limits.max_entries {
             return Err(self.limit(self.limits.max_entries, "entries"));
         }
         let header = Header::parse(block);
@@ -272,8 +304,8 @@ impl<'a, R: Read> Reader<'a, R> {
     }
 
     fn charge(&mut self, bytes: u64) -> Result<(), ImageError> {
-        self.charged = self.charged.saturating_add(bytes);
-        if self.charged > self.limits.max_bytes {
+        self.spent.bytes = self.spent.bytes.saturating_add(bytes);
+        if self.spent.bytes > self.limits.max_bytes {
             return Err(self.limit(self.limits.max_bytes, "bytes"));
         }
         Ok(())

@@ -7,6 +7,7 @@
 //! Written from the documented on-disk format. It needs no feature that Linux 5.4 does not have.
 
 mod directory;
+mod erase;
 mod format;
 mod layout;
 mod writer;

@@ -5,9 +5,10 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 use super::directory::{self, Dirent, Packer};
+use super::erase;
 use super::format::{BLOCK_SIZE, FileType, INODE_SIZE, InodeRecord, SLOT_SIZE, Superblock};
 use super::layout::MetadataLayout;
-use crate::tree::{FileData, Inode, InodeId, Node, ROOT, Tree};
+use crate::tree::{Child, Directory, FileData, Inode, InodeId, Node, ROOT, Tree};
 
 /// Holes shorter than this are written as zeros: seeking flushes the buffer.
 const HOLE_BYTES_MIN: u64 = 64 << 10;
@@ -92,6 +93,7 @@ impl ImageWriter {
         self.image.seek(SeekFrom::Start(0))?;
         self.image.write_all(&superblock.encode())?;
         self.image.flush()?;
+        self.erase_unreachable(tree)?;
         Ok(Totals { inodes: by_address.len() as u64, size_bytes: self.position })
     }
 
@@ -121,6 +123,20 @@ impl ImageWriter {
             let mut tail = vec![0; (data.size % BLOCK_SIZE as u64) as usize];
             self.spool.get_ref().read_exact_at(&mut tail, offset)?;
             self.put(&tail)?;
+        }
+        Ok(())
+    }
+
+    /// Content whose last name was replaced or hidden takes no space and cannot be read from the image's blocks: a file
+    /// that a layer removed may have been removed for a reason. The addresses of all other content stay what they are.
+    fn erase_unreachable(&self, tree: &Tree<'_>) -> io::Result<()> {
+        for inode in tree.inodes().iter().filter(|inode| inode.links == 0) {
+            let Node::File(data) = &inode.node else { continue };
+            let whole = Split::new(data.size, inode.attributes.xattrs.len()).whole;
+            if whole > 0 {
+                let start = u64::from(data.start_block) * BLOCK_SIZE as u64;
+                erase::range(self.image.get_ref(), start, whole.next_multiple_of(BLOCK_SIZE as u64))?;
+            }
         }
         Ok(())
     }
@@ -224,9 +240,9 @@ impl Plan {
     fn new(tree: &Tree<'_>) -> Plan {
         let mut plan = Plan {
             order: Vec::new(),
-            nids: vec![0; tree.arena_len()],
-            parents: vec![ROOT; tree.arena_len()],
-            contents: vec![FileData::default(); tree.arena_len()],
+            nids: vec![0; tree.inodes().len()],
+            parents: vec![ROOT; tree.inodes().len()],
+            contents: vec![FileData::default(); tree.inodes().len()],
             metadata_blocks: 0,
         };
         let mut layout = MetadataLayout::new();
@@ -234,11 +250,11 @@ impl Plan {
         let mut next = 0;
         while let Some(&id) = plan.order.get(next) {
             next += 1;
-            let Node::Directory(children) = &tree.get(id).node else { continue };
-            for &child in children.values() {
-                if plan.nids[child.index()] == 0 {
-                    plan.parents[child.index()] = id;
-                    plan.place(tree, &mut layout, child);
+            let Node::Directory(directory) = &tree.get(id).node else { continue };
+            for child in directory.children.values() {
+                if plan.nids[child.id.index()] == 0 {
+                    plan.parents[child.id.index()] = id;
+                    plan.place(tree, &mut layout, child.id);
                 }
             }
         }
@@ -249,9 +265,9 @@ impl Plan {
     fn place(&mut self, tree: &Tree<'_>, layout: &mut MetadataLayout, id: InodeId) {
         let inode = tree.get(id);
         let size = match &inode.node {
-            Node::Directory(children) => {
+            Node::Directory(directory) => {
                 let mut packer = Packer::default();
-                for (name, _) in listing(children.iter().map(|(n, &i)| (&**n, i)), id, id) {
+                for (name, _) in listing(names(directory), id, id) {
                     packer.push(name.len());
                 }
                 packer.size()
@@ -268,9 +284,8 @@ impl Plan {
     /// Content that is made here rather than taken from the archive.
     fn content(&self, tree: &Tree<'_>, id: InodeId) -> Option<Vec<u8>> {
         match &tree.get(id).node {
-            Node::Directory(children) => {
-                let children = children.iter().map(|(name, &child)| (&**name, child));
-                let entries: Vec<_> = listing(children, id, self.parents[id.index()])
+            Node::Directory(directory) => {
+                let entries: Vec<_> = listing(names(directory), id, self.parents[id.index()])
                     .into_iter()
                     .map(|(name, child)| Dirent {
                         name,
@@ -294,13 +309,17 @@ impl Plan {
 
     fn links(&self, tree: &Tree<'_>, id: InodeId) -> u32 {
         match &tree.get(id).node {
-            Node::Directory(children) => {
-                let is_directory = |id: &&InodeId| matches!(tree.get(**id).node, Node::Directory(_));
-                2 + children.values().filter(is_directory).count() as u32
+            Node::Directory(directory) => {
+                let is_directory = |child: &&Child| matches!(tree.get(child.id).node, Node::Directory(_));
+                2 + directory.children.values().filter(is_directory).count() as u32
             }
             _ => tree.get(id).links,
         }
     }
+}
+
+fn names(directory: &Directory) -> impl Iterator<Item = (&[u8], InodeId)> {
+    directory.children.iter().map(|(name, child)| (&**name, child.id))
 }
 
 /// The names of a directory in on-disk order, where `.` and `..` sort like any other name.

@@ -167,7 +167,7 @@ fn the_same_archive_gives_the_same_bytes() {
 }
 
 #[test]
-fn gzip_is_unpacked_and_other_compression_named() {
+fn gzip_and_zstd_are_unpacked_and_other_compression_named() {
     use std::io::Write;
     let tar = Archive::new().file("a", b"1").finish();
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -179,7 +179,10 @@ fn gzip_is_unpacked_and_other_compression_named() {
     damaged[checksum] ^= 1;
     assert_eq!(build_error(&damaged), "cannot read the archive");
     assert_eq!(build_error(&gz[..gz.len() - 20]), "the archive is truncated after `a`");
-    assert!(build_error(b"\x28\xb5\x2f\xfd1234567890").contains("compressed with zstd"));
+    let zst = zstd::encode_all(&tar[..], 3).unwrap();
+    assert_eq!(build(&zst).1, build(&tar).1);
+    assert_eq!(build_error(&zst[..zst.len() - 9]), "the archive is truncated after `start of the archive`");
+    assert!(build_error(b"BZh91234567890").contains("compressed with bzip2"));
 }
 
 #[test]

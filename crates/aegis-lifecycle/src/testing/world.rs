@@ -36,6 +36,7 @@ pub(crate) fn with_policy(n: u64, handle: &str, policy: Policy) -> InstanceSpec 
         user: None,
         tty: false,
         stdin: false,
+        oci_defaults: false,
         memory: Mib::DEFAULT,
         disk: DiskSize::DEFAULT,
         vcpus: Vcpus::DEFAULT,
@@ -64,6 +65,10 @@ pub(crate) struct World {
     pub(crate) launch_error: Mutex<Option<LaunchError>>,
     /// The next look at what a command is given ends so.
     pub(crate) inject_error: Mutex<Option<LaunchError>>,
+    /// What launches need is there when this is true.
+    pub(crate) is_provided: watch::Sender<bool>,
+    /// What the next launch needs cannot be had.
+    pub(crate) provide_error: Mutex<Option<LaunchError>>,
     /// Launches wait until this is true.
     pub(crate) may_launch: watch::Sender<bool>,
     pub(crate) adoption: Mutex<HashMap<InstanceId, Adoption>>,
@@ -87,6 +92,8 @@ impl World {
             prepare: Mutex::default(),
             launch_error: Mutex::default(),
             inject_error: Mutex::default(),
+            is_provided: watch::Sender::new(true),
+            provide_error: Mutex::default(),
             may_launch: watch::Sender::new(true),
             adoption: Mutex::default(),
             calls: Mutex::default(),
@@ -188,6 +195,12 @@ pub(crate) struct Port(Arc<World>);
 
 #[async_trait::async_trait]
 impl Launcher for Port {
+    async fn provide(&self, _: &InstanceSpec) -> Result<(), LaunchError> {
+        let mut is_provided = self.0.is_provided.subscribe();
+        let _ = is_provided.wait_for(|is| *is).await;
+        self.0.provide_error.lock().unwrap().take().map_or(Ok(()), Err)
+    }
+
     async fn launch(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Launched, LaunchError> {
         self.0.called("launch");
         let mut may_launch = self.0.may_launch.subscribe();
@@ -239,7 +252,13 @@ impl Injector for Port {
     async fn inject(&self, spec: &InstanceSpec, _: &VmId) -> Result<Injection, LaunchError> {
         match self.0.inject_error.lock().unwrap().take() {
             Some(error) => Err(error),
-            None => Ok(Injection { env: spec.env.clone(), secret_files: Vec::new(), notes: Vec::new() }),
+            None => Ok(Injection {
+                command: spec.command.clone(),
+                workdir: spec.workdir.clone(),
+                env: spec.env.clone(),
+                secret_files: Vec::new(),
+                notes: Vec::new(),
+            }),
         }
     }
 }

@@ -230,3 +230,35 @@ async fn many_short_lives_at_once_each_end_once_and_in_order() {
     let life = [Line::Output("hi".to_owned()), info("process exited (code=0)")];
     assert_eq!(world.lines(), vec![life; 200].concat());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_waits_for_its_image_is_given_up_when_nobody_wants_it() {
+    let (world, manager) = World::new();
+    world.is_provided.send_replace(false);
+    let instance = manager.create(spec(1, "web")).await.unwrap();
+    assert_eq!(instance.status().state, InstanceState::Starting);
+    instance.stop().await.unwrap();
+    let stopped = instance.status().stopped.unwrap();
+    assert_eq!((stopped.reason, world.boots()), (StopReason::Requested, 0));
+    // The next one waits until it is there.
+    instance.start().await.unwrap();
+    world.is_provided.send_replace(true);
+    World::until_state(&instance, InstanceState::Running).await;
+    world.is_provided.send_replace(false);
+    instance.restart().await.unwrap();
+    instance.delete().await.unwrap();
+    assert!(world.record(1).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_cannot_be_had_is_a_failed_boot_without_a_vm() {
+    let (world, manager) = World::new();
+    let nowhere = LaunchError { message: "cannot pull `x`".to_owned(), hint: Some("import it".to_owned()) };
+    *world.provide_error.lock().unwrap() = Some(nowhere);
+    let instance = manager.create(spec(1, "web")).await.unwrap();
+    let status = World::until_state(&instance, InstanceState::Stopped).await;
+    let stopped = status.stopped.unwrap();
+    assert_eq!((stopped.reason, stopped.error.as_deref()), (StopReason::BootFailed, Some("cannot pull `x`")));
+    assert_eq!(world.lines(), [error("boot failed: cannot pull `x`"), error("hint: import it")]);
+    assert_eq!(world.boots(), 0);
+}

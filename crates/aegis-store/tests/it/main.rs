@@ -32,6 +32,7 @@ fn row(id: u64) -> InstanceRow {
         parent_id: Some(InstanceId::from_unix_nanos(9)),
         mounts: vec![Mount { host: "/srv".into(), guest: MountPoint::workspace(), read_only: true }],
         auto_workspace: true,
+        oci_defaults: true,
         created_at: at(i64::try_from(id).unwrap()),
         enabled: true,
         live: true,

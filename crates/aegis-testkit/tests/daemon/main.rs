@@ -9,6 +9,8 @@ mod exec;
 mod faults;
 mod files;
 mod flow;
+mod images;
+mod instance_images;
 mod lifecycle;
 mod reboot;
 mod requests;

@@ -178,14 +178,17 @@ pub(super) fn no_image(error: &FindError, known: &[String]) -> ApiError {
     match error {
         FindError::Unknown(name) => {
             let hint = match known {
-                [] => format!("import one: `aegis image import FILE.tar --name {name}`"),
+                [] => {
+                    format!("get it with `aegis image pull {name}`, or import one with `aegis image import`")
+                }
                 _ => format!(
-                    "there is {}; import it: `aegis image import FILE.tar --name {name}`",
+                    "there is {}; get others with `aegis image pull` or `aegis image import`",
                     known.join(", ")
                 ),
             };
             ApiError::new(ErrorCode::ImageNotFound, error.to_string()).with_hint(hint)
         }
+        FindError::Gone { .. } => ApiError::new(ErrorCode::ImageNotFound, error.to_string()),
         FindError::NotInstalled(e) => {
             ApiError::new(ErrorCode::ImageNotFound, "the image `base` is not installed")
                 .with_cause(e.to_string())

@@ -54,7 +54,7 @@ pub(super) async fn exec(
     Json(request): Json<ExecRequest>,
 ) -> Result<Response, ApiError> {
     let time_limit = request.timeout_ms.map(Duration::from_millis);
-    let process = process(&instance, request)?;
+    let process = process(request)?;
     let start = Start { process, stdin: false, tty: None };
     let session = open(&app, &instance, instance.exec(start)).await?;
     let exec_id = format!("exec-{}", app.ids.next());
@@ -76,11 +76,11 @@ pub(super) async fn exec(
 }
 
 /// The process that a request asks for.
-pub(super) fn process(instance: &Instance, request: ExecRequest) -> Result<Process, ApiError> {
+pub(super) fn process(request: ExecRequest) -> Result<Process, ApiError> {
     check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
     check_user(request.user.as_deref())?;
-    let user = request.user.or_else(|| instance.spec().user.clone());
-    Ok(Process { command: request.command, env: request.env, workdir: request.workdir, user })
+    let ExecRequest { command, env, workdir, user, timeout_ms: _ } = request;
+    Ok(Process { command, env, workdir, user })
 }
 
 /// Opens a session, waking the instance. A client waits as long as one boot may take; the boot goes on without it.

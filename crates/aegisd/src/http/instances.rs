@@ -17,9 +17,10 @@ use serde::Deserialize;
 use tokio::task;
 use utoipa::IntoParams;
 
-use super::error::{ApiError, denied, label, no_image, not_created};
+use super::error::{ApiError, denied, label, not_created};
 use super::extract::{Json, Params, Target};
-use super::{Shared, ports, secrets, view};
+use super::{Shared, images, ports, secrets, view};
+use crate::images::Kept;
 use crate::text;
 use crate::workspaces::{Chosen, WorkspaceError};
 
@@ -86,6 +87,7 @@ async fn start_existing(
     let spec = &instance.status().spec;
     let differs = [
         ("command", !request.command.is_empty() && request.command != spec.command),
+        ("use of the image's defaults", request.oci_defaults && !spec.oci_defaults),
         ("image", request.image_ref.as_ref().is_some_and(|image| *image != spec.image)),
         ("environment", !request.env.is_empty() && request.env != spec.env),
         ("workdir", request.workdir.is_some() && request.workdir != spec.workdir),
@@ -142,7 +144,13 @@ async fn start_and_listen(app: &Shared, instance: &Instance) -> Result<(), ApiEr
 }
 
 async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInstance, ApiError> {
-    check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
+    // Without a command the instance runs what its image says, as the image says.
+    let oci_defaults = request.oci_defaults || request.command.is_empty();
+    if request.command.is_empty() {
+        check_surroundings(request.env.iter(), request.workdir.as_deref())?;
+    } else {
+        check_process(&request.command, request.env.iter(), request.workdir.as_deref())?;
+    }
     check_user(request.user.as_deref())?;
     let policy = request.policy().map_err(|e| ApiError::invalid(e.to_string()))?;
     let net = request.net.clone().unwrap_or_default().checked();
@@ -151,14 +159,8 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
     let warnings =
         secrets::check(app, request.handle.as_ref().map(|handle| handle.as_str()), &secrets).await?;
     let image = request.image_ref.clone().unwrap_or_else(|| app.settings.default_image.value.clone());
-    let (images, wanted) = (app.images.clone(), image.clone());
-    let found = task::spawn_blocking(move || {
-        images.find(&wanted).map_err(|e| {
-            let known = images.list().unwrap_or_default();
-            no_image(&e, &known.into_iter().map(|image| image.name.into()).collect::<Vec<String>>())
-        })
-    });
-    found.await.expect("looking for an image does not panic")?;
+    let pull = request.pull.unwrap_or(app.settings.pull.value);
+    images::check(app, &image, pull, oci_defaults.then_some(&request.command)).await?;
     let id = InstanceId::from_unix_nanos(app.ids.next());
     let (workspaces, wished, for_id) = (app.workspaces.clone(), request.clone(), id.clone());
     let chosen = task::spawn_blocking(move || workspaces.choose(&for_id, &wished));
@@ -173,6 +175,7 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
         user: request.user,
         tty: request.tty,
         stdin: request.stdin,
+        oci_defaults,
         memory: request.memory_mb.unwrap_or(app.settings.default_memory.value),
         disk: request.disk_mb.unwrap_or(app.settings.default_disk.value),
         vcpus: request.vcpus.unwrap_or(app.settings.default_vcpus.value),
@@ -194,13 +197,16 @@ async fn create_new(app: &Shared, request: CreateInstance) -> Result<CreatedInst
                 return Err(error);
             }
         };
-        let (networks, id) = (app.networks.clone(), spec.id.clone());
-        let saved =
-            task::spawn_blocking(move || networks.save(&id, &network).inspect_err(|_| networks.forget(&id)));
-        if let Err(error) = saved.await.expect("writing a file does not panic") {
+        let (networks, images, id) = (app.networks.clone(), app.images.clone(), spec.id.clone());
+        let save = move || {
+            let wanted = Kept { pull: Some(pull), pin: None };
+            let saved = networks.save(&id, &network).and_then(|()| images.keep(&id, &wanted));
+            saved.inspect_err(|_| networks.forget(&id))
+        };
+        if let Err(error) = task::spawn_blocking(save).await.expect("writing a file does not panic") {
             app.exposes.forget(&spec.id).await;
             give_up(&app, chosen).await;
-            return Err(ApiError::internal("cannot write the network policy", &error));
+            return Err(ApiError::internal("cannot write what is kept of the instance", &error));
         }
         if !secrets.is_empty()
             && let Err(error) = app.secrets.want(&spec.id, secrets).await
@@ -280,6 +286,14 @@ pub(super) fn check_process<'a>(
     if command.iter().any(|argument| argument.contains('\0')) {
         return Err(ApiError::invalid("an argument in `command` contains a NUL byte"));
     }
+    check_surroundings(env, workdir)
+}
+
+/// Refuses an environment and a working directory that no process could have.
+fn check_surroundings<'a>(
+    env: impl Iterator<Item = (&'a String, &'a String)>,
+    workdir: Option<&str>,
+) -> Result<(), ApiError> {
     check_env(env)?;
     match workdir {
         Some(dir) if !dir.starts_with('/') || dir.contains('\0') => {
@@ -357,7 +371,10 @@ pub(super) async fn info(State(app): State<Shared>, Target(instance): Target) ->
     let net = instance_network(&app, &instance).await?;
     let wanted = secrets::wanted(&app, &instance).await?;
     let endpoints = app.exposes.endpoints(&instance.spec().id);
-    Ok(axum::Json(view::info(&instance, endpoints, net, wanted, accelerator)))
+    let id = instance.spec().id.clone();
+    let kept = images::with(&app, move |images| images.kept(&id)).await;
+    let image = kept.map_err(|e| ApiError::internal("cannot tell which image the instance has", &e))?.pin;
+    Ok(axum::Json(view::info(&instance, endpoints, net, wanted, image, accelerator)))
 }
 
 pub(super) async fn act<F: Future<Output = Result<(), Denied>>>(
@@ -422,6 +439,7 @@ pub(super) async fn delete(State(app): State<Shared>, Target(instance): Target) 
     let answer = act(&instance, "delete", "deleted", instance.delete()).await;
     if instance.status().deleted {
         app.exposes.forget(&instance.spec().id).await;
+        app.garbage.notify_one();
     }
     answer
 }
@@ -468,11 +486,12 @@ pub(super) async fn prune(
             Err(error) => tracing::warn!(%error, instance = %instance.spec().id, "cannot prune an instance"),
         }
     }
+    app.garbage.notify_one();
     Ok(axum::Json(PruneReply { pruned: ids.len(), ids }))
 }
 
 /// The time so long before another; the beginning of time if there is none.
-fn before(time: Timestamp, age: Duration) -> Timestamp {
+pub(super) fn before(time: Timestamp, age: Duration) -> Timestamp {
     let age = SignedDuration::try_from(age).ok();
     age.and_then(|age| time.checked_sub(age).ok()).unwrap_or(Timestamp::MIN)
 }

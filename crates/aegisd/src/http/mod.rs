@@ -3,19 +3,22 @@
 //! **Invariants:** every answer that is not a success has an `ErrorBody`. What a client asked for does not depend on
 //! the client staying connected; only its answer does.
 
+mod archives;
 mod copy;
 mod error;
 mod exec;
 mod extract;
 mod files;
 mod idle;
-mod images;
+pub(crate) mod images;
 mod instances;
 mod logs;
 mod metrics;
 mod net;
 mod openapi;
 mod ports;
+mod pulls;
+mod registries;
 mod secrets;
 mod stats;
 mod status;
@@ -34,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aegis_api::{ErrorCode, NDJSON, RouterStatus, ShutdownMode, paths};
 use aegis_config::{Home, Settings};
 use aegis_lifecycle::Manager;
+use aegis_registry::{CredentialStore, Registry};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, StatusCode, Uri, header};
@@ -44,14 +48,15 @@ use axum::{Extension, Router};
 use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::accel::Accel;
 use crate::assets::Assets;
 use crate::exposes::Exposes;
-use crate::images::Images;
+use crate::images::{Images, Provider, Pulls};
 use crate::logs::LogStore;
 use crate::networks::Networks;
 use crate::secrets::Secrets;
@@ -67,6 +72,10 @@ pub(crate) struct App {
     pub(crate) manager: Manager,
     pub(crate) logs: Arc<LogStore>,
     pub(crate) images: Arc<Images>,
+    pub(crate) pulls: Arc<Pulls>,
+    pub(crate) provider: Arc<Provider>,
+    pub(crate) registry: Registry,
+    pub(crate) credentials: CredentialStore,
     pub(crate) assets: Arc<Assets>,
     pub(crate) accel: Arc<Accel>,
     pub(crate) home: Home,
@@ -82,6 +91,10 @@ pub(crate) struct App {
     pub(crate) ending: watch::Sender<Option<ShutdownMode>>,
     /// What goes on without its client: execs.
     pub(crate) tasks: TaskTracker,
+    /// There may be images that nobody needs any more.
+    pub(crate) garbage: Notify,
+    /// The daemon ends.
+    pub(crate) closing: CancellationToken,
     pub(crate) ids: Ids,
 }
 
@@ -181,8 +194,16 @@ fn routes() -> Routes {
         .route(&format!("{}/{{name}}/reveal", paths::SECRETS), post(secrets::reveal))
         .route(paths::AUDIT, get(secrets::audit))
         .route(paths::SHUTDOWN, post(status::shutdown))
-        .route(paths::IMAGES, get(images::list))
-        .route(paths::IMAGE_IMPORT, post(images::import).layer(DefaultBodyLimit::disable()))
+        .route(paths::IMAGES, get(images::list).delete(images::delete))
+        .route(paths::IMAGE_INSPECT, get(images::inspect))
+        .route(paths::IMAGE_PULL, post(pulls::pull))
+        .route(paths::IMAGES_PRUNE, post(images::prune))
+        .route(paths::IMAGES_USAGE, get(images::usage))
+        .route(paths::IMAGE_IMPORT, post(archives::import).layer(DefaultBodyLimit::disable()))
+        .route(paths::IMAGE_LOAD, post(archives::load).layer(DefaultBodyLimit::disable()))
+        .route(paths::IMAGE_SAVE, get(archives::save))
+        .route(paths::REGISTRIES, get(registries::list).post(registries::login))
+        .route(&format!("{}/{{registry}}", paths::REGISTRIES), delete(registries::logout))
         .route(paths::OPENAPI, get(openapi::document))
 }
 

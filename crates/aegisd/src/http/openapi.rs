@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use aegis_api::{ErrorBody, ErrorCode, ExecDone, ExecStarted, LogEntry};
+use aegis_api::{ErrorBody, ErrorCode, ExecDone, ExecStarted, LogEntry, PullEvent};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::content::ContentBuilder;
@@ -15,17 +15,20 @@ use utoipa::openapi::{self, Ref, RefOr, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    copy, exec, files, idle, images, instances, logs, metrics, net, ports, secrets, stats, status, streams,
-    templates, update, wait, workspaces,
+    archives, copy, exec, files, idle, images, instances, logs, metrics, net, ports, pulls, registries,
+    secrets, stats, status, streams, templates, update, wait, workspaces,
 };
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "AegisVM", license(name = "Apache-2.0", identifier = "Apache-2.0")),
     modifiers(&Common),
-    components(schemas(ErrorBody, ErrorCode, ExecStarted, ExecDone, LogEntry)),
+    components(schemas(ErrorBody, ErrorCode, ExecStarted, ExecDone, LogEntry, PullEvent)),
     paths(
         document,
+        archives::import,
+        archives::load,
+        archives::save,
         copy::read,
         copy::stat,
         copy::write,
@@ -38,8 +41,11 @@ use super::{
         idle::hibernate,
         idle::keep_awake,
         idle::release,
-        images::import,
+        images::delete,
+        images::inspect,
         images::list,
+        images::prune,
+        images::usage,
         instances::create,
         instances::delete,
         instances::disable,
@@ -59,6 +65,10 @@ use super::{
         net::show,
         ports::expose,
         ports::unexpose,
+        pulls::pull,
+        registries::list,
+        registries::login,
+        registries::logout,
         secrets::assign,
         secrets::audit,
         secrets::delete,

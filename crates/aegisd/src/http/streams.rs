@@ -62,7 +62,7 @@ pub(super) async fn exec_attached(
 ) -> Result<Response, ApiError> {
     let AttachedExec { exec, stdin, tty } = request;
     let limit = exec.timeout_ms.map(Duration::from_millis);
-    let start = Start { process: process(&instance, exec)?, stdin, tty };
+    let start = Start { process: process(exec)?, stdin, tty };
     let session = open(&app, &instance, instance.exec(start)).await?;
     let id = format!("exec-{}", app.ids.next());
     Ok(upgrade.serve(&app, Streams { id, limit, session }))

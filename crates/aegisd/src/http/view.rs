@@ -10,6 +10,7 @@ use aegis_proto::worker::Confinement;
 use aegis_types::{Accelerator, InstanceState, WantedSecrets};
 
 use crate::exposes::Exposes;
+use crate::images::Pin;
 
 /// Lists show running, starting, paused, hibernated and stopped instances in this order, and disabled ones last.
 fn rank(status: &Status) -> u8 {
@@ -76,6 +77,7 @@ pub(super) fn info(
     endpoints: Vec<Endpoint>,
     net: NetStatus,
     wanted: WantedSecrets,
+    image: Option<Pin>,
     accelerator: Option<Accelerator>,
 ) -> InstanceInfo {
     let status = instance.status();
@@ -97,6 +99,9 @@ pub(super) fn info(
         enabled: status.enabled,
         command: spec.command.clone(),
         image_ref: spec.image.clone(),
+        image_digest: image.as_ref().map(|image| image.digest.clone()),
+        image_manifest: image.and_then(|image| image.manifest),
+        oci_defaults: spec.oci_defaults,
         memory_mb: spec.memory,
         disk_mb: spec.disk,
         vcpus: spec.vcpus,

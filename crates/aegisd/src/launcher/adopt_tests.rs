@@ -39,7 +39,7 @@ fn fixture() -> Fixture {
     fs::create_dir(home.logs()).unwrap();
     let assets = Arc::new(Assets::new(home.clone(), AssetFlags::default()));
     let digests = Arc::new(Digests::open(&home));
-    let images = Arc::new(Images::open(&home.images(), Arc::clone(&assets), Arc::clone(&digests)).unwrap());
+    let images = Arc::new(Images::open(home.clone(), Arc::clone(&assets), Arc::clone(&digests)).unwrap());
     let setting = Setting::default_value(AcceleratorSetting::Fixed(Accelerator::Tcg));
     let accel = Arc::new(Accel::new(home.clone(), Arc::clone(&assets), &setting));
     let boot_timeout = Duration::from_secs(1);
@@ -226,6 +226,7 @@ async fn removing_an_instance_removes_every_file_and_is_idempotent() {
         user: None,
         tty: false,
         stdin: false,
+        oci_defaults: false,
         memory: Mib::DEFAULT,
         disk: DiskSize::DEFAULT,
         vcpus: Vcpus::DEFAULT,

@@ -16,8 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::assets::Assets;
 use crate::digests::{Digests, hex};
-use crate::images::{FindError, Images};
-use crate::text::chain;
+use crate::images::{Images, RootImage};
 
 /// Serial numbers by which the guest tells its disks apart.
 const ROOT_SERIAL: &str = "aegis-root";
@@ -79,10 +78,11 @@ impl Machines {
         if wanted >= self.default_disk { self.default_disk } else { DiskSize::MIN }
     }
 
-    /// The machine for these wishes, `disk` of which only decides which template serves.
+    /// The machine for these wishes, `disk` of which only decides which template serves; `root` is the image of that name.
     pub(crate) fn find(
         &self,
         image: &ImageName,
+        root: RootImage,
         memory: Mib,
         vcpus: Vcpus,
         disk: DiskSize,
@@ -91,18 +91,6 @@ impl Machines {
         let asset = |asset| self.assets.path(asset).map_err(missing);
         let (worker, vmm) = (asset(Asset::Worker)?, asset(Asset::Vmm)?);
         let (kernel, initramfs) = (asset(Asset::Kernel)?, asset(Asset::Initramfs)?);
-        let root = self.images.identify(image).map_err(|e| match e {
-            FindError::NotInstalled(e) => missing(e),
-            FindError::Unknown(_) => LaunchError {
-                message: e.to_string(),
-                hint: Some("import it again with `aegis image import`".to_owned()),
-            },
-            FindError::Store(e) => LaunchError { message: chain(&e), hint: None },
-            FindError::Unreadable { .. } => LaunchError {
-                message: chain(&e),
-                hint: Some("`aegis doctor` checks the installation".to_owned()),
-            },
-        })?;
         let mut machine = Machine {
             worker,
             vmm,

@@ -17,6 +17,7 @@ use super::disk;
 use super::machine::{BOOT_ATTEMPTS, Machine, Machines, missing};
 use super::memory::{Memories, Taken};
 use crate::digests::hex;
+use crate::images::unavailable;
 use crate::networks::Networks;
 use crate::templates::{Template, Templates};
 use crate::text::chain;
@@ -80,7 +81,9 @@ impl Plan {
             message: format!("cannot mount a directory: {}", chain(&e)),
             hint: Some("put it back where it was, or delete the instance".to_owned()),
         })?;
-        let machine = self.machines.find(&spec.image, spec.memory, spec.vcpus, spec.disk, accelerator)?;
+        let root = self.machines.images.of(spec).map_err(|e| unavailable(&e))?;
+        let machine =
+            self.machines.find(&spec.image, root, spec.memory, spec.vcpus, spec.disk, accelerator)?;
         let found = began.elapsed();
         let mut notes = Vec::new();
         let start = match self.wake(spec, &machine, &mut notes)? {

@@ -34,6 +34,7 @@ fn spec(policy: Policy) -> InstanceSpec {
         user: None,
         tty: false,
         stdin: false,
+        oci_defaults: false,
         memory: Mib::new(MIB).unwrap(),
         disk: DiskSize::DEFAULT,
         vcpus: Vcpus::DEFAULT,

@@ -23,17 +23,15 @@ use std::sync::Arc;
 
 use aegis_api::{AuditEntry, AuditEvent};
 use aegis_config::{Home, KeyStoreSetting};
-use aegis_lifecycle::ports::{Injection, Injector, LaunchError};
+use aegis_lifecycle::ports::Injection;
 use aegis_lifecycle::record::InstanceSpec;
 use aegis_store::{Store, StoreError};
 use aegis_types::{InstanceId, SecretBytes, SecretName, SecretUse, VmId, WantedSecrets};
-use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task;
 
 use crate::logs::{LogStore, Mask};
-use crate::text::chain;
 use audit::Audit;
 use key_store::{KeyFile, KeyStore, Keychain};
 use resolve::{Resolved, TOTAL_MAX};
@@ -216,7 +214,17 @@ impl Secrets {
         Resolved::new(wanted, &self.vault.open(picked).await?)
     }
 
-    async fn try_inject(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Injection, InjectError> {
+    /// The environment of a command above that of its image, and its files. From now on its values are kept out of
+    /// the instance's log.
+    ///
+    /// # Errors
+    /// Something that it needs cannot be had.
+    pub(crate) async fn inject(
+        &self,
+        spec: &InstanceSpec,
+        vm: &VmId,
+        image: &BTreeMap<String, String>,
+    ) -> Result<Injection, InjectError> {
         let wanted = self.wanted(&spec.id).await.map_err(VaultError::from)?;
         let resolved = self.resolve(&wanted).await?;
         let values = resolved.values();
@@ -237,9 +245,16 @@ impl Secrets {
             .iter()
             .filter_map(|(name, value)| Some((name.clone(), value.expose_text()?.to_owned())))
             .collect();
-        let env = environment::environment(&secrets, &spec.env);
+        let env = environment::environment(image, &secrets, &spec.env);
         secrets.values_mut().for_each(zeroize::Zeroize::zeroize);
-        Ok(Injection { env, secret_files: resolved.files, notes: resolved.notes })
+        Ok(Injection {
+            command: Vec::new(),
+            workdir: None,
+            user: None,
+            env,
+            secret_files: resolved.files,
+            notes: resolved.notes,
+        })
     }
 }
 
@@ -251,14 +266,5 @@ fn entry(event: AuditEvent, name: Option<&SecretName>) -> AuditEntry {
         instance_id: None,
         handle: None,
         vm_id: None,
-    }
-}
-
-#[async_trait]
-impl Injector for Secrets {
-    async fn inject(&self, spec: &InstanceSpec, vm: &VmId) -> Result<Injection, LaunchError> {
-        self.try_inject(spec, vm)
-            .await
-            .map_err(|error| LaunchError { hint: error.hint(), message: chain(&error) })
     }
 }

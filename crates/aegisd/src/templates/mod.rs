@@ -32,6 +32,7 @@ use tokio::task;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::images::unavailable;
 use crate::launcher::files;
 use crate::launcher::machine::{Machine, Machines};
 use build::BUILDING;
@@ -297,10 +298,11 @@ impl Templates {
             return Err(failed("templates are switched off".to_owned(), "set `templates = \"auto\"`"));
         }
         let machines = Arc::clone(&self.machines);
-        let found = task::spawn_blocking(move || {
-            machines.find(&image, memory, vcpus, machines.default_disk, accelerator)
-        })
-        .await;
+        let find = move || {
+            let root = machines.images.find(&image).map_err(|e| unavailable(&e))?;
+            machines.find(&image, root, memory, vcpus, machines.default_disk, accelerator)
+        };
+        let found = task::spawn_blocking(find).await;
         let machine = found.expect("looking at files does not panic")?;
         let key = self.key(&machine).await.ok_or_else(|| {
             failed("cannot read the guest's kernel or initramfs".to_owned(), "`aegis doctor` checks them")

@@ -46,7 +46,7 @@ impl Fixture {
         };
         let assets = Arc::new(Assets::new(home.clone(), flags));
         let digests = Arc::new(Digests::open(&home));
-        let images = Images::open(&home.images(), Arc::clone(&assets), Arc::clone(&digests)).unwrap();
+        let images = Images::open(home.clone(), Arc::clone(&assets), Arc::clone(&digests)).unwrap();
         let machines = Machines {
             default_disk: DiskSize::DEFAULT,
             home: home.clone(),
@@ -68,7 +68,8 @@ impl Fixture {
     pub(crate) fn machine(&self, mib: u64) -> Machine {
         let image = ImageName::parse("base").unwrap();
         let memory = Mib::new(mib).unwrap();
-        self.machines.find(&image, memory, Vcpus::DEFAULT, DiskSize::DEFAULT, Accelerator::Tcg).unwrap()
+        let root = self.machines.images.find(&image).unwrap();
+        self.machines.find(&image, root, memory, Vcpus::DEFAULT, DiskSize::DEFAULT, Accelerator::Tcg).unwrap()
     }
 
     /// What a build for a machine with this much memory leaves.

@@ -40,6 +40,7 @@ pub(crate) async fn start(dir: &Path, launcher: Arc<FakeLauncher>) -> Result<Run
     fs::write(home.lib().join("base.erofs"), b"image").unwrap();
     let mut settings = Settings::default();
     settings.router_addr.value = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+    settings.pull.value = aegis_types::PullPolicy::Never;
     settings.accelerator.value = aegis_config::AcceleratorSetting::Fixed(Accelerator::Tcg);
     let mut options = DaemonOptions::new(home, settings);
     options.launcher = Some(launcher);

@@ -80,6 +80,10 @@ pub(super) async fn attend(
                         if let Some(code) = exit_line(&entry.line) {
                             break Ok(End::Exited(code, failed));
                         }
+                        if is_progress(&entry.line) {
+                            show_progress(spinner, &entry.line);
+                            continue;
+                        }
                         spinner.say(&entry.line);
                         if system.len() == SYSTEM_LINES {
                             system.pop_front();
@@ -131,9 +135,36 @@ fn exit_line(line: &str) -> Option<u8> {
     line.strip_prefix("process exited (code=")?.split_once(')')?.0.parse().ok()
 }
 
+/// A line about a download: news, but no reason for anything.
+fn is_progress(line: &str) -> bool {
+    let stage = line.strip_prefix("image ").and_then(|rest| rest.split_once(": "));
+    stage.is_some_and(|(stage, _)| matches!(stage, "resolving" | "downloading" | "unpacking" | "ready"))
+}
+
+/// Where there is no terminal with a spinner, a line of its own.
+fn show_progress(spinner: &Spinner, line: &str) {
+    if spinner.is_hidden() {
+        ui::eprint(&format!("[system] {line}\n"));
+    } else {
+        spinner.say(line);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn downloads_are_told_from_what_goes_wrong() {
+        for line in
+            ["image resolving: python", "image downloading: python (1 MiB of 2 MiB)", "image ready: a:b"]
+        {
+            assert!(is_progress(line), "{line}");
+        }
+        for line in ["cannot pull image `python`: no", "image broken: python", "booted"] {
+            assert!(!is_progress(line), "{line}");
+        }
+    }
 
     #[test]
     fn only_the_exit_line_ends_a_run() {

@@ -1,8 +1,11 @@
-//! The tree of inodes an archive describes, before it is laid out.
+//! The tree of inodes that an archive, or a stack of layers, describes, before it is laid out.
 //!
-//! Paths are only looked up here, component by component, in maps we made ourselves; nothing is ever resolved on the
-//! host. Replaced inodes stay in the arena, unreachable: it grows by at most one inode per entry or implied parent,
-//! and both are limited.
+//! Paths are only looked up here, component by component, in maps we made ourselves ([`walk`]); nothing is ever
+//! resolved on the host. Replaced and hidden inodes stay in the arena, unreachable: it grows by at most one inode per
+//! entry or implied parent, and both are limited. [`hide`] has the whiteouts.
+
+mod hide;
+mod walk;
 
 use std::collections::BTreeMap;
 
@@ -43,13 +46,31 @@ pub(crate) struct Attributes {
 
 #[derive(Debug)]
 pub(crate) enum Node {
-    Directory(BTreeMap<Box<[u8]>, InodeId>),
+    Directory(Directory),
     File(FileData),
     Symlink(Box<[u8]>),
     CharDevice(Device),
     BlockDevice(Device),
     Fifo,
 }
+
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    pub children: BTreeMap<Box<[u8]>, Child>,
+    /// The last layer that is known to find no name of a lower one in here, or below.
+    hidden_by: Layer,
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Child {
+    pub id: InodeId,
+    /// The layer that gave the name this meaning: whiteouts hide what lower ones did.
+    layer: Layer,
+}
+
+/// Layers count from 1; what is there before them is of layer 0.
+type Layer = u16;
 
 /// Where the content of a file went while the archive was read.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,26 +87,35 @@ pub(crate) struct Tree<'a> {
     inodes: Vec<Inode>,
     limits: &'a Limits,
     metadata_bytes: u64,
+    /// The one whose entries come.
+    layer: Layer,
 }
-
-/// A path inside the tree: no empty, `.` or `..` components.
-#[derive(Debug)]
-struct Components<'p>(Vec<&'p [u8]>);
 
 impl<'a> Tree<'a> {
     pub(crate) fn new(limits: &'a Limits) -> Self {
         let root =
-            Inode { attributes: implied_attributes(), node: Node::Directory(BTreeMap::new()), links: 0 };
-        Tree { inodes: vec![root], limits, metadata_bytes: 0 }
+            Inode { attributes: implied_attributes(), node: Node::Directory(Directory::default()), links: 0 };
+        Tree { inodes: vec![root], limits, metadata_bytes: 0, layer: 0 }
+    }
+
+    /// What comes from now on belongs to a layer above all before it.
+    pub(crate) fn begin_layer(&mut self) -> Result<(), ImageError> {
+        let number = usize::from(self.layer) + 1;
+        let limit = self.limits.max_layers;
+        self.layer = u16::try_from(number)
+            .ok()
+            .filter(|_| number <= limit)
+            .ok_or(ImageError::TooManyLayers { limit })?;
+        Ok(())
     }
 
     pub(crate) fn get(&self, id: InodeId) -> &Inode {
         &self.inodes[id.index()]
     }
 
-    /// Number of slots in the arena: an upper bound for indices.
-    pub(crate) fn arena_len(&self) -> usize {
-        self.inodes.len()
+    /// The arena, by index: all inodes there ever were, whether a name still leads to them or not.
+    pub(crate) fn inodes(&self) -> &[Inode] {
+        &self.inodes
     }
 
     /// Puts `node` at `path`, over whatever was there. A directory over a directory only changes its attributes.
@@ -93,7 +123,7 @@ impl<'a> Tree<'a> {
         &mut self,
         path: &[u8],
         attributes: Attributes,
-        node: Node,
+        mut node: Node,
     ) -> Result<(), ImageError> {
         let mut metadata = attributes.xattrs.len() as u64;
         if let Node::Symlink(target) = &node {
@@ -108,7 +138,7 @@ impl<'a> Tree<'a> {
         self.charge_metadata(path, metadata)?;
         let components = self.components(path).map_err(|problem| entry_error(path, problem))?;
         let is_directory = matches!(node, Node::Directory(_));
-        let Some((name, parents)) = components.0.split_last() else {
+        let Some((name, parents)) = components.split() else {
             if !is_directory {
                 return Err(entry_error(path, EntryProblem::RootNotDirectory));
             }
@@ -118,10 +148,16 @@ impl<'a> Tree<'a> {
         let parent = self.ensure_directories(path, parents)?;
         if is_directory
             && let Some(existing) = self.child(parent, name)
-            && matches!(self.get(existing).node, Node::Directory(_))
+            && matches!(self.get(existing.id).node, Node::Directory(_))
         {
-            self.inodes[existing.index()].attributes = attributes;
+            self.inodes[existing.id.index()].attributes = attributes;
+            // The name is of this layer now; those below it are not.
+            let child = Child { id: existing.id, layer: self.layer };
+            self.children_mut(parent).insert((*name).into(), child);
             return Ok(());
+        }
+        if let Node::Directory(directory) = &mut node {
+            directory.hidden_by = self.layer;
         }
         let id = self.add(path, Inode { attributes, node, links: 0 })?;
         self.link(path, parent, name, id)
@@ -133,71 +169,37 @@ impl<'a> Tree<'a> {
         let target_components = self.components(target).map_err(problem)?;
         let id = self
             .lookup(&target_components)
+            .map_err(problem)?
             .ok_or_else(|| problem(EntryProblem::MissingLinkTarget { target: printable(target) }))?;
         if matches!(self.get(id).node, Node::Directory(_)) {
             return Err(problem(EntryProblem::LinkToDirectory { target: printable(target) }));
         }
         let components = self.components(path).map_err(problem)?;
-        let Some((name, parents)) = components.0.split_last() else {
+        let Some((name, parents)) = components.split() else {
             return Err(problem(EntryProblem::RootNotDirectory));
         };
         let parent = self.ensure_directories(path, parents)?;
         self.link(path, parent, name, id)
     }
 
-    fn components<'p>(&self, path: &'p [u8]) -> Result<Components<'p>, EntryProblem> {
-        if path.contains(&0) {
-            return Err(EntryProblem::Nul);
-        }
-        let mut components = Vec::new();
-        for part in path.split(|&b| b == b'/') {
-            match part {
-                b"" | b"." => continue,
-                b".." => return Err(EntryProblem::ParentComponent),
-                _ if part.len() > self.limits.max_name => {
-                    return Err(EntryProblem::NameTooLong { max: self.limits.max_name });
-                }
-                _ if components.len() == self.limits.max_depth => {
-                    return Err(EntryProblem::TooDeep { max: self.limits.max_depth });
-                }
-                _ => components.push(part),
-            }
-        }
-        Ok(Components(components))
-    }
-
-    fn lookup(&self, components: &Components<'_>) -> Option<InodeId> {
-        components.0.iter().try_fold(ROOT, |directory, name| self.child(directory, name))
-    }
-
-    fn child(&self, directory: InodeId, name: &[u8]) -> Option<InodeId> {
-        match &self.get(directory).node {
-            Node::Directory(children) => children.get(name).copied(),
-            _ => None,
-        }
-    }
-
     /// The directory at `parents`, making what is missing and replacing what is in the way.
     fn ensure_directories(&mut self, path: &[u8], parents: &[&[u8]]) -> Result<InodeId, ImageError> {
-        let mut directory = ROOT;
-        for name in parents {
-            directory = match self.child(directory, name) {
-                Some(id) if matches!(self.get(id).node, Node::Directory(_)) => id,
-                existing => {
-                    if existing.is_some() {
-                        // Not louder: an archive can do this a million times.
-                        tracing::debug!(
-                            entry = printable(path),
-                            parent = printable(name),
-                            "a directory replaces a non-directory that has entries below it"
-                        );
-                    }
-                    let node = Node::Directory(BTreeMap::new());
-                    let id = self.add(path, Inode { attributes: implied_attributes(), node, links: 0 })?;
-                    self.link(path, directory, name, id)?;
-                    id
-                }
-            };
+        let reached = self.walk(parents).map_err(|problem| entry_error(path, problem))?;
+        let mut directory = reached.directory;
+        let missing: Vec<Box<[u8]>> = reached.missing.into_iter().map(Into::into).collect();
+        for name in &missing {
+            if self.child(directory, name).is_some() {
+                // Not louder: an archive can do this a million times.
+                tracing::debug!(
+                    entry = printable(path),
+                    parent = printable(name),
+                    "a directory replaces a non-directory that has entries below it"
+                );
+            }
+            let node = Node::Directory(Directory { hidden_by: self.layer, ..Directory::default() });
+            let id = self.add(path, Inode { attributes: implied_attributes(), node, links: 0 })?;
+            self.link(path, directory, name, id)?;
+            directory = id;
         }
         Ok(directory)
     }
@@ -215,13 +217,18 @@ impl<'a> Tree<'a> {
     fn link(&mut self, path: &[u8], parent: InodeId, name: &[u8], id: InodeId) -> Result<(), ImageError> {
         self.charge_metadata(path, name.len() as u64)?;
         self.inodes[id.index()].links += 1;
-        let Node::Directory(children) = &mut self.inodes[parent.index()].node else {
-            unreachable!("ensure_directories returns directories");
-        };
-        if let Some(replaced) = children.insert(name.into(), id) {
-            self.unlink(replaced);
+        let child = Child { id, layer: self.layer };
+        if let Some(replaced) = self.children_mut(parent).insert(name.into(), child) {
+            self.unlink(replaced.id);
         }
         Ok(())
+    }
+
+    fn children_mut(&mut self, directory: InodeId) -> &mut BTreeMap<Box<[u8]>, Child> {
+        match &mut self.inodes[directory.index()].node {
+            Node::Directory(directory) => &mut directory.children,
+            _ => unreachable!("walks end in directories"),
+        }
     }
 
     /// Takes one name from `id`, and from everything below it if it is a directory: names that live on elsewhere as
@@ -231,8 +238,8 @@ impl<'a> Tree<'a> {
         while let Some(id) = pending.pop() {
             let inode = &mut self.inodes[id.index()];
             inode.links -= 1;
-            if let Node::Directory(children) = &mut inode.node {
-                pending.extend(std::mem::take(children).into_values());
+            if let Node::Directory(directory) = &mut inode.node {
+                pending.extend(std::mem::take(&mut directory.children).into_values().map(|child| child.id));
             }
         }
     }
@@ -268,7 +275,7 @@ mod tests {
 
     fn at<'t>(tree: &'t Tree<'_>, path: &str) -> Option<&'t Inode> {
         let components = tree.components(path.as_bytes()).unwrap();
-        tree.lookup(&components).map(|id| tree.get(id))
+        tree.lookup(&components).unwrap().map(|id| tree.get(id))
     }
 
     fn file(tree: &mut Tree<'_>, path: &str) {
