@@ -107,7 +107,12 @@ pub(crate) async fn run(vm: &dyn Vm, network: GuestNetwork, process: Process) ->
         let (link, _welcome) = host::greet(vm.connect().await?, hello(Some(network))?).await?;
         let (client, _notifications) = rpc::Client::new(link.open(Service::Control).await?);
         let logs = link.open(Service::Logs).await?;
-        call::<Started>(&client, control::RUN, &Run { process, secret_files: Vec::new() }).await?;
+        call::<Started>(
+            &client,
+            control::RUN,
+            &Run { process, secret_files: Vec::new(), streams: control::Streams::default() },
+        )
+        .await?;
         ended(logs).await
     };
     let ended = tokio::time::timeout(RUN_DEADLINE, work).await;
@@ -121,10 +126,11 @@ async fn talk(vm: &dyn Vm, start: Instant, until: Until) -> Result<Answers, Benc
     match until {
         Until::Call => call::<Status>(&client, control::STATUS, &()).await?,
         Until::EndOfTrue => {
-            let process = Process { command: vec!["true".to_owned()], env: BTreeMap::new(), workdir: None };
+            let process =
+                Process { command: vec!["true".to_owned()], env: BTreeMap::new(), workdir: None, user: None };
             // Both at once: nothing forbids it, so that it belongs to a floor.
             let logs = link.open(Service::Logs).await?;
-            let run = Run { process, secret_files: Vec::new() };
+            let run = Run { process, secret_files: Vec::new(), streams: control::Streams::default() };
             tokio::try_join!(call::<Started>(&client, control::RUN, &run), ended(logs))?;
         }
     }

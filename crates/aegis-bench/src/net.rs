@@ -129,7 +129,7 @@ async fn guest(
     let numbers = [port.to_string(), BYTES.to_string(), runs.to_string()];
     let arguments = [GATEWAY.to_string()].into_iter().chain(numbers).chain(denied);
     let command = ["python3", "-SE", "-c", CLIENT].map(str::to_owned).into_iter().chain(arguments).collect();
-    let process = Process { command, env: BTreeMap::new(), workdir: None };
+    let process = Process { command, env: BTreeMap::new(), workdir: None, user: None };
     let vm = Qemu::new().boot(spec, Start::Boot).await?;
     bare::mount_nothing(vm.as_ref());
     let mut serving = JoinSet::new();

@@ -182,7 +182,7 @@ where
             };
         }
         // Without an end they were let go, and their stream ends without one.
-        let exit = attachments.lock().exit.clone();
+        let exit = attachments.lock().exit;
         if let Some(status) = exit {
             let _ = write_frame(&mut writer, &ExecEvent::Exit(status).into_frame()).await;
         }

@@ -255,6 +255,7 @@ impl Injector for Port {
             None => Ok(Injection {
                 command: spec.command.clone(),
                 workdir: spec.workdir.clone(),
+                user: spec.user.clone(),
                 env: spec.env.clone(),
                 secret_files: Vec::new(),
                 notes: Vec::new(),
