@@ -29,8 +29,8 @@ pub struct CreateInstance {
     /// Whether its registry is asked first; the daemon's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
-    /// Entry point, command and working directory of the image count where nothing else is asked for: `command` is
-    /// what follows the entry point.
+    /// Entry point, command, working directory and user of the image count where nothing else is asked for: `command`
+    /// is what follows the entry point.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oci_defaults: bool,
     /// Environment of the command, above that of the image.
@@ -46,7 +46,8 @@ pub struct CreateInstance {
     /// Absolute working directory in the guest; `/` when absent, or the image's with `oci_defaults`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// User and perhaps group of the command in the guest, as `USER[:GROUP]`, names or numbers; root when absent.
+    /// User and perhaps group of the command in the guest, as `USER[:GROUP]`, names or numbers; root when absent,
+    /// or the image's with `oci_defaults`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// The command has a terminal, see [`crate::Attach`].

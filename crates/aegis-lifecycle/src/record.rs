@@ -29,7 +29,7 @@ pub struct InstanceSpec {
     pub tty: bool,
     /// The command's standard input is open for those who attach.
     pub stdin: bool,
-    /// Entry point, command and working directory of the image count where nothing else is asked for.
+    /// Entry point, command, working directory and user of the image count where nothing else is asked for.
     pub oci_defaults: bool,
     /// Guest memory.
     pub memory: Mib,

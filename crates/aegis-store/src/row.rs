@@ -30,7 +30,7 @@ pub struct InstanceRow {
     pub tty: bool,
     /// The command's standard input is open.
     pub stdin: bool,
-    /// Entry point, command and working directory of the image count.
+    /// Entry point, command, working directory and user of the image count.
     pub oci_defaults: bool,
     /// Guest memory.
     pub memory: Mib,

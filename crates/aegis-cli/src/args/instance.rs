@@ -26,7 +26,7 @@ pub(crate) struct InstanceOptions {
     /// Whether its registry is asked first: missing, always or never [default: setting images.pull]
     #[arg(long, value_name = "POLICY", value_parser = str::parse::<PullPolicy>)]
     pub(crate) pull: Option<PullPolicy>,
-    /// Use ENTRYPOINT, CMD and WORKDIR of the image where nothing else is said; COMMAND is what follows the ENTRYPOINT
+    /// Use ENTRYPOINT, CMD, WORKDIR and USER of the image where nothing else is said; COMMAND is what follows the ENTRYPOINT
     #[arg(long)]
     pub(crate) oci_defaults: bool,
     /// Memory in MiB

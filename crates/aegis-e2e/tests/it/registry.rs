@@ -277,8 +277,8 @@ fn an_image_of_a_registry_runs_with_everything_that_its_layers_have() {
     let busybox = aegis.aegis(["run", "--", "cat", "/bin/busybox"]).expect_ok().stdout;
     let dir = tempfile::tempdir().unwrap();
     let process = json!({
-        "Env": ["PATH=/bin", "FROM_IMAGE=yes", "BOTH=image"], "WorkingDir": "/srv",
-        "Entrypoint": ["/bin/sh", "-c", "pwd; echo $FROM_IMAGE $*", "entry"], "Cmd": ["cmd"],
+        "Env": ["PATH=/bin", "FROM_IMAGE=yes", "BOTH=image"], "WorkingDir": "/srv", "User": "1000:1234",
+        "Entrypoint": ["/bin/sh", "-c", "pwd; id -u; id -g; echo $FROM_IMAGE $*", "entry"], "Cmd": ["cmd"],
     });
     registry.push("team/tiny", "1", &process, &layers(&busybox, &look(dir.path())));
     let name = registry.name("team/tiny:1");
@@ -297,16 +297,16 @@ fn an_image_of_a_registry_runs_with_everything_that_its_layers_have() {
     // From now on nobody is asked.
     drop(registry);
     let defaults = aegis.aegis(["run", "--image", &name]).expect_ok();
-    assert_eq!((defaults.out().as_str(), defaults.err().as_str()), ("/srv\nyes cmd\n", ""));
+    assert_eq!((defaults.out().as_str(), defaults.err().as_str()), ("/srv\n1000\n1234\nyes cmd\n", ""));
     let defaults = aegis.aegis(["run", "--image", &name, "--oci-defaults", "--", "one", "two"]).expect_ok();
-    assert_eq!(defaults.out(), "/srv\nyes one two\n");
+    assert_eq!(defaults.out(), "/srv\n1000\n1234\nyes one two\n");
     let pull = aegis.aegis(["image", "pull", &name]).expect_code(1);
     assert!(pull.err().contains("no connection"), "{}", pull.err());
     let saved = dir.path().join("saved.tar");
     aegis.aegis(["image", "save", &name, "--output", saved.to_str().unwrap()]).expect_ok();
     aegis.aegis(["image", "delete", &name]).expect_ok();
     aegis.aegis(["image", "load", saved.to_str().unwrap(), "--name", "loaded:1"]).expect_ok();
-    assert_eq!(aegis.aegis(["run", "--image", "loaded:1"]).expect_ok().out(), "/srv\nyes cmd\n");
+    assert_eq!(aegis.aegis(["run", "--image", "loaded:1"]).expect_ok().out(), "/srv\n1000\n1234\nyes cmd\n");
 }
 
 #[test]
