@@ -62,6 +62,7 @@ fn info_shows_what_is_known() {
     Attach:      input, terminal
     Environment: A B
     Memory:      512 MiB
+    Disk:        10 GiB
     CPUs:        1
     Network:     public
     Connections: 0
@@ -99,6 +100,7 @@ fn info_shows_ports_rest_and_starts() {
     Image:         base
     Command:       x
     Memory:        512 MiB
+    Disk:          10 GiB
     CPUs:          1
     Network:       public
     Endpoints:

@@ -92,6 +92,9 @@ fn help_of_run() {
           --oci-defaults                Use ENTRYPOINT, CMD and WORKDIR of the image where nothing else
                                         is said; COMMAND is what follows the ENTRYPOINT
           --memory <MB>                 Memory in MiB
+          --disk <SIZE>                 Size of its disk, such as 10G, or in MiB: more cannot be written
+                                        in its guest, the workspace aside. Space of this machine is
+                                        taken when it is used [default: the daemon's, 10G]
           --cpus <N>                    Virtual CPUs [alias: --vcpus]
       -e, --env <VARIABLE>              Environment variable of the command: K=V, K=secret.NAME, KEY for
                                         the secret of that name if it is stored, or '*' for all secrets;
