@@ -89,8 +89,8 @@ fn help_of_run() {
                                         default_image]
           --pull <POLICY>               Whether its registry is asked first: missing, always or never
                                         [default: setting images.pull]
-          --oci-defaults                Use ENTRYPOINT, CMD and WORKDIR of the image where nothing else
-                                        is said; COMMAND is what follows the ENTRYPOINT
+          --oci-defaults                Use ENTRYPOINT, CMD, WORKDIR and USER of the image where nothing
+                                        else is said; COMMAND is what follows the ENTRYPOINT
           --memory <MB>                 Memory in MiB
           --disk <SIZE>                 Size of its disk, such as 10G, or in MiB: more cannot be written
                                         in its guest, the workspace aside. Space of this machine is
