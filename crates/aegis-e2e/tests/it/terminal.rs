@@ -47,6 +47,13 @@ impl Session {
     }
 }
 
+/// A line that says `sleeps` when its command has the terminal, and then sleeps for this many seconds.
+///
+/// A word of the shell's own would come before its job is in front, where a key that interrupts misses the job.
+fn sleep_in_front(seconds: u32) -> String {
+    format!("sh -c \"echo sle''eps; exec sleep {seconds}\"")
+}
+
 /// `aegis` with this on its standard input; its output and exit code.
 fn piped(aegis: &Aegis, args: &[&str], input: Vec<u8>) -> aegis_e2e::Output {
     let mut command = aegis.command("aegis", args);
@@ -84,7 +91,7 @@ fn an_interrupt_ends_the_job_and_the_shell_goes_on() {
     let aegis = Aegis::new();
     aegis.start_sleeper("box");
     let shell = Session::shell(&aegis, &["exec", "-it", "box", "--", "sh"]);
-    shell.line("echo sle''eps; sleep 100000", "sleeps\r\n");
+    shell.line(&sleep_in_front(100_000), "sleeps\r\n");
     shell.pty.types(b"\x03");
     shell.line("echo goes''-on", "goes-on\r\n");
     // The end of input of a terminal is a key.
@@ -112,7 +119,7 @@ fn a_terminal_that_goes_away_hangs_an_exec_up() {
     let aegis = Aegis::new();
     aegis.start_sleeper("box");
     let shell = Session::shell(&aegis, &["exec", "-it", "box", "--", "sh"]);
-    shell.line("echo sle''eps; sleep 54321", "sleeps\r\n");
+    shell.line(&sleep_in_front(54_321), "sleeps\r\n");
     let Session { pty, mut child, .. } = shell;
     drop(pty);
     assert_eq!(wait_exit(&mut child).code(), Some(129));
