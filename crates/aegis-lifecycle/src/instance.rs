@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use aegis_link::Carrier;
+use aegis_link::{Carrier, tcp};
 use aegis_proto::exec::{Attach, ExecRequest, Start};
 use aegis_proto::files;
 use aegis_proto::service::Service;
@@ -155,10 +155,13 @@ impl Instance {
         let deadline = Instant::now() + wait;
         loop {
             let rests = self.rests();
-            let (grant, stream) = self.open::<ConnectError>(Use::Connection, Service::Tcp).await?;
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = || deadline.saturating_duration_since(Instant::now());
+            // One that is not accepted and goes to the guest again is another connection, and nobody's.
+            let request = || tcp::request(port, left());
+            let (grant, stream) =
+                self.open_with::<ConnectError>(Use::Connection, Service::Tcp, request).await?;
             let opened = tokio::select! {
-                opened = Connection::open(grant, stream, port, left) => opened,
+                opened = Connection::open(grant, stream, port, left()) => opened,
                 denied = self.undo_pauses() => Err(denied.into()),
             };
             match opened {
@@ -230,10 +233,23 @@ impl Instance {
     where
         E: From<Denied> + From<WorkerError>,
     {
+        self.open_with(purpose, service, Vec::new).await
+    }
+
+    /// The same, and sends the guest the first bytes at once: more than once, if the instance goes to rest in between.
+    async fn open_with<E>(
+        &self,
+        purpose: Use,
+        service: Service,
+        first: impl Fn() -> Vec<u8>,
+    ) -> Result<(Grant, Box<dyn Carrier>), E>
+    where
+        E: From<Denied> + From<WorkerError>,
+    {
         loop {
             let rests = self.rests();
             let grant = self.wake(purpose).await?;
-            match timeout(OPEN_TIMEOUT, grant.worker.open(service)).await {
+            match timeout(OPEN_TIMEOUT, grant.worker.open_with(service, &first())).await {
                 Ok(Ok(stream)) => return Ok((grant, stream)),
                 Ok(Err(_)) if self.rests() != rests => {}
                 Ok(Err(error)) => return Err(error.into()),

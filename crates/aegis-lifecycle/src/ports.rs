@@ -135,7 +135,15 @@ pub trait Worker: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`WorkerError`].
-    async fn open(&self, service: Service) -> Result<Box<dyn Carrier>, WorkerError>;
+    async fn open(&self, service: Service) -> Result<Box<dyn Carrier>, WorkerError> {
+        self.open_with(service, &[]).await
+    }
+
+    /// Opens a stream and sends its first bytes at once: they may be with the guest even if this fails.
+    ///
+    /// # Errors
+    /// See [`WorkerError`].
+    async fn open_with(&self, service: Service, first: &[u8]) -> Result<Box<dyn Carrier>, WorkerError>;
 
     /// Waits until the worker is gone. A worker that died without a word has [`aegis_proto::worker::ExitReason::VmmDied`].
     async fn exited(&self) -> Exited;

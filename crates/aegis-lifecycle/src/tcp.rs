@@ -49,7 +49,7 @@ impl VmGone {
 }
 
 impl Connection {
-    /// Connects on this stream.
+    /// Takes the answer on a stream that asked for a connection to this port, where the guest waits for `wait`.
     pub(crate) async fn open(
         grant: Grant,
         stream: Box<dyn Carrier>,
@@ -57,7 +57,7 @@ impl Connection {
         wait: Duration,
     ) -> Result<Self, ConnectError> {
         let open = async {
-            tcp::connect(stream, port, wait).await.map_err(|e| match e {
+            tcp::connected(stream).await.map_err(|e| match e {
                 tcp::ConnectError::Refused(message) => {
                     ConnectError::Refused { port, message: text::bounded(&message) }
                 }

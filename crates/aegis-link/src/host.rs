@@ -100,8 +100,17 @@ impl HostLink {
     /// # Errors
     /// [`LinkError::Refused`] when the harness does not offer it; otherwise the link ended or broke.
     pub async fn open(&self, service: Service) -> Result<Stream, LinkError> {
+        self.open_with(service, &[]).await
+    }
+
+    /// Opens a stream and sends its first bytes at once, which saves the way there and back: they are with the service even
+    /// if this fails.
+    ///
+    /// # Errors
+    /// As for [`HostLink::open`].
+    pub async fn open_with(&self, service: Service, first: &[u8]) -> Result<Stream, LinkError> {
         let mut stream = self.mux.open().await?;
-        stream.write_all(&service.number().to_be_bytes()).await?;
+        stream.write_all(&[&service.number().to_be_bytes(), first].concat()).await?;
         stream.flush().await?;
         match stream.read_u8().await? {
             ACCEPTED => Ok(stream),

@@ -30,18 +30,21 @@ pub enum ConnectError {
     Stream(#[from] FramesError),
 }
 
-/// Asks the guest for a connection to one of its ports. The caller has a deadline of its own, somewhat later than
-/// `wait`: a guest may not answer at all.
+/// The first bytes of a stream that asks the guest for a connection to one of its ports. The guest waits for somebody to
+/// listen there for `wait`.
+///
+/// # Panics
+/// Never: a request is a small frame.
+pub fn request(port: GuestPort, wait: Duration) -> Vec<u8> {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    Connect { port, wait_ms }.into_frame().encode().expect("a small frame")
+}
+
+/// Takes the answer to [`request`]. The caller has a deadline of its own: a guest may not answer at all.
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub async fn connect<S: Carrier>(
-    mut stream: S,
-    port: GuestPort,
-    wait: Duration,
-) -> Result<Connection<S>, ConnectError> {
-    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-    write_frame(&mut stream, &Connect { port, wait_ms }.into_frame()).await?;
+pub async fn connected<S: Carrier>(mut stream: S) -> Result<Connection<S>, ConnectError> {
     let answer = Answer::from_frame(&first_frame(&mut stream).await?).map_err(FramesError::from)?;
     match answer {
         Answer::Connected => Ok(Connection::new(stream)),

@@ -84,8 +84,9 @@ pub(crate) fn arguments(spec: &VmSpec, fds: Fds, begin: Begin) -> Vec<OsString> 
     args.option("-chardev", Some(&format!("socket,id=files,fd={}", fds.files)));
     args.option("-device", Some(&format!("virtserialport,chardev=files,name={FILES_PORT}")));
     args.option("-netdev", Some(&format!("stream,id=net,addr.type=fd,addr.str={}", fds.ethernet)));
-    // The same for all, as a template's is part of its state; the guest gives itself its own.
-    args.option("-device", Some(&format!("virtio-net-device,netdev=net,mac={MAC}")));
+    // The same for all, as a template's is part of its state; the guest gives itself its own. A restored guest need not
+    // tell a switch where it is, which would be the first thing it does.
+    args.option("-device", Some(&format!("virtio-net-device,netdev=net,mac={MAC},guest_announce=off")));
     args.option("-object", Some("rng-builtin,id=rng"));
     // Limited, because every byte costs the host a system call: 64 KiB each second.
     args.option("-device", Some("virtio-rng-device,rng=rng,max-bytes=65536,period=1000"));
@@ -136,10 +137,19 @@ fn cpu(accelerator: Accelerator) -> &'static str {
 
 fn kernel_command_line(accelerator: Accelerator, begin: Begin) -> String {
     // `panic=-1` and `reboot=t` turn every end of the kernel into a reset, which ends QEMU.
-    let mut line = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on".to_owned();
+    // Of the security modules those that programs of the guest use themselves: the others have no policy here, and cost
+    // something in every system call.
+    let mut line =
+        "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on lsm=landlock,yama"
+            .to_owned();
     if accelerator == Accelerator::Tcg {
         // The check counts emulated timer interrupts in real time, and fails on a busy host.
         line.push_str(" no_timer_check");
+        // Emulated CPUs do not speculate. What runs on them becomes branches of the VMM, which the guest's kernel cannot
+        // guard; what it does about them makes every indirect call four times as long.
+        line.push_str(" mitigations=off");
+        // Accounts for each switch between processes.
+        line.push_str(" psi=0");
     }
     if let Begin::Boot { tsc_khz: Some(khz) } = begin {
         line.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
@@ -251,7 +261,7 @@ mod tests {
             "-sandbox\non,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny\n",
             "-machine\nmicrovm,acpi=on,isa-serial=on,rtc=on,pit=on,pic=on,",
             "-accel\ntcg\n-cpu\nmax,-erms\n-m\n256M\n-smp\n2\n-kernel\n/lib/aegis/vmlinux\n-initrd\n/lib/aegis/initramfs.cpio\n",
-            " no_timer_check tsc_early_khz=2600000 tsc=reliable\n",
+            " no_timer_check mitigations=off psi=0 tsc_early_khz=2600000 tsc=reliable\n",
             "-chardev\nsocket,id=qmp,fd=9\n-mon\nchardev=qmp,mode=control\n",
             "-chardev\nsocket,id=link,fd=7,server=on,wait=off\n",
             "-device\nvirtserialport,chardev=link,name=aegis.ctl\n",
@@ -262,9 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_under_kvm_is_not_told_the_clock_rate() {
+    fn a_guest_under_kvm_is_not_told_the_clock_rate_and_guards_its_branches() {
         let line = line(Accelerator::Kvm, None);
         assert!(line.contains("-accel\nkvm\n") && !line.contains("tsc"), "{line}");
+        assert!(!line.contains("mitigations"), "{line}");
     }
 
     #[test]

@@ -70,15 +70,21 @@ pub(crate) async fn attempt<T>(
         }
     };
     started(vm.as_ref());
-    // Greeted while it starts: a restored guest finds the greeting when its CPUs begin to run.
-    let up = async { tokio::join!(vm.started(), guest::greet(vm.as_ref(), config)) };
+    let up = async {
+        // A restored guest finds its host there. It is greeted when its CPUs begin to run: what it is told about the time
+        // would be old otherwise.
+        let carrier = vm.connect().await;
+        let times = vm.started().await?;
+        let (link, welcome) = guest::greet_on(carrier?, config).await?;
+        Ok::<_, GreetError>((times, link, welcome))
+    };
     let outcome = tokio::select! {
         greeted = timeout_at(deadline, up) => Ok(greeted),
         exit = vm.exited() => Err(Ok(exit)),
         event = interrupt => Err(Err(event)),
     };
     let message = match outcome {
-        Ok(Ok((Ok(times), Ok((link, welcome))))) => {
+        Ok(Ok(Ok((times, link, welcome)))) => {
             return Attempt::Up(Up { vm, link, welcome, times, took: start.elapsed() });
         }
         Err(Err(event)) => {
@@ -87,14 +93,10 @@ pub(crate) async fn attempt<T>(
         }
         Err(Ok(exit)) => end_message(exit),
         // A VMM that is ending closes the link a moment before: then its own end says more.
-        Ok(Ok((started, greeted))) => {
-            match (timeout_at(deadline.min(Instant::now() + ENDING), vm.exited()).await, started, greeted) {
-                (Ok(exit), ..) => end_message(exit),
-                (Err(_), Err(e), _) => message_of(&e),
-                (Err(_), _, Err(e)) => greet_message(&e),
-                (Err(_), Ok(_), Ok(_)) => unreachable!("that is success"),
-            }
-        }
+        Ok(Ok(Err(e))) => match timeout_at(deadline.min(Instant::now() + ENDING), vm.exited()).await {
+            Ok(exit) => end_message(exit),
+            Err(_) => greet_message(&e),
+        },
         Ok(Err(_)) if from != Start::Boot => {
             format!("the restored guest did not answer within {}", seconds(limit))
         }
@@ -152,7 +154,10 @@ fn end_message(exit: VmExit) -> String {
 }
 
 fn greet_message(error: &GreetError) -> String {
-    format!("the harness was not reached: {}", message_of(error))
+    match error {
+        GreetError::Vmm(e) => message_of(e),
+        e => format!("the harness was not reached: {}", message_of(e)),
+    }
 }
 
 /// An error and its causes in one line.

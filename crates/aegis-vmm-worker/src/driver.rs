@@ -12,7 +12,7 @@ use aegis_proto::worker::{
 use aegis_types::{Ram, StartKind, VmId};
 use aegis_vmm::{Start, StartTimes, Vm, VmExit, Vmm};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Outside;
 use crate::boot::{self, Attempt, Plan, Up, message_of, reap};
@@ -27,6 +27,9 @@ const POWER_OFF: Duration = Duration::from_secs(5);
 const RESTORE_LIMIT: Duration = Duration::from_secs(15);
 const RECONNECT_ATTEMPTS: u8 = 3;
 const RECONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// A restored guest was told the time when its CPUs began to run, and was some milliseconds late to read it. Whoever woke it comes before
+/// that is put right.
+const CLOCK_AFTER: Duration = Duration::from_millis(200);
 /// Between attempts that fail at once. All attempts together stay below 10 s.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 
@@ -61,6 +64,7 @@ enum Event {
     Gone(VmExit),
     LinkEnded(LinkEnd),
     Request(Request),
+    ClockDue,
 }
 
 pub(crate) struct Driver {
@@ -81,6 +85,8 @@ pub(crate) struct Live {
     pub(crate) boot_id: VmId,
     /// Generation of the guest wire.
     pub(crate) generation: u32,
+    /// When its clock is to be set right.
+    clock_due: Option<Instant>,
 }
 
 impl Driver {
@@ -244,20 +250,18 @@ impl Driver {
             paused: false,
             boot_id: boot_id.unwrap_or_else(|| self.config.vm.vm_id.clone()),
             generation: ready.generation,
+            clock_due: None,
         };
         live.guest.set_link(Some(up.link.clone()));
-        // The time in the greeting waited for the guest to start. That took longest in a kernel that booted, and there
-        // no process has seen another time.
-        let first = restored.is_none();
-        if first {
+        if restored.is_none() {
+            // The time in the greeting waited for the kernel to boot, and no process has seen another one.
             set_clock(&mut live.guest).await;
+        } else {
+            live.clock_due = Some(Instant::now() + CLOCK_AFTER);
         }
         self.view.send_modify(|view| {
             (view.phase, view.link, view.boot) = (Phase::Running, Some(up.link), Some(Ok(ready)));
         });
-        if !first {
-            set_clock(&mut live.guest).await;
-        }
         live
     }
 
@@ -273,12 +277,23 @@ impl Driver {
                 exit = live.vm.exited() => Event::Gone(exit),
                 end = link_end(live.guest.link()) => Event::LinkEnded(end),
                 Some(request) = self.requests.recv() => Event::Request(request),
+                () = sleep_until(live.clock_due.unwrap_or_else(Instant::now)), if live.clock_due.is_some() => {
+                    Event::ClockDue
+                }
             };
             let handled = match event {
                 Event::Gone(exit) => Err(gone(exit)),
                 Event::LinkEnded(end) => self.link_ended(&mut live, end).await,
                 Event::Request(Request::Pause(reply)) => {
                     respond(reply, self.pause(&mut live).await);
+                    Ok(())
+                }
+                Event::ClockDue => {
+                    live.clock_due = None;
+                    // One whose CPUs are halted gets the time when they go on.
+                    if !live.paused {
+                        set_clock(&mut live.guest).await;
+                    }
                     Ok(())
                 }
                 Event::Request(Request::Resume(reply)) => self.resume(&mut live, reply).await,

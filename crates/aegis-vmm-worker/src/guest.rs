@@ -11,7 +11,7 @@ use aegis_proto::hello::{GuestMount, GuestNetwork, Hello, Welcome};
 use aegis_proto::service::Service;
 use aegis_proto::worker::WorkerConfig;
 use aegis_types::NetMode;
-use aegis_vmm::{Vm, VmmError};
+use aegis_vmm::{Carrier, Vm, VmmError};
 use serde::Serialize;
 
 /// A guest that takes longer for a small call is stuck.
@@ -45,7 +45,14 @@ pub(crate) enum GuestError {
 
 /// Opens the link and greets the guest; waits as long as it takes.
 pub(crate) async fn greet(vm: &dyn Vm, config: &WorkerConfig) -> Result<(HostLink, Welcome), GreetError> {
-    let carrier = vm.connect().await?;
+    greet_on(vm.connect().await?, config).await
+}
+
+/// Greets the guest at the other end of this connection; waits as long as it takes.
+pub(crate) async fn greet_on(
+    carrier: Box<dyn Carrier>,
+    config: &WorkerConfig,
+) -> Result<(HostLink, Welcome), GreetError> {
     let hello = hello(config).map_err(GreetError::Random)?;
     Ok(host::greet(carrier, hello).await?)
 }

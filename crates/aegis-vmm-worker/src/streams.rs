@@ -1,4 +1,5 @@
-//! The stream socket: `CONNECT <service number>\n`, then the bytes of that guest service in both directions.
+//! The stream socket: `CONNECT <service number>\n`, then the bytes of that guest service in both directions. Those that
+//! arrive with the request go to the guest with it; nobody else's wait for `OK`.
 
 use std::time::Duration;
 
@@ -92,7 +93,7 @@ async fn serve(client: UnixStream, view: watch::Receiver<View>, admitted: bool) 
 async fn open(client: &mut BufReader<UnixStream>, view: &watch::Receiver<View>) -> Result<Stream, String> {
     let mut line = Vec::new();
     // Bytes after the newline stay in the buffer: they belong to the service.
-    let read = client.take(PREFACE_MAX).read_until(b'\n', &mut line).await;
+    let read = (&mut *client).take(PREFACE_MAX).read_until(b'\n', &mut line).await;
     read.map_err(|e| e.to_string())?;
     let number = parse(&line).ok_or("expected `CONNECT <service number>`")?;
     let service = Service::from_number(number).ok_or_else(|| format!("unknown service {number}"))?;
@@ -106,7 +107,9 @@ async fn open(client: &mut BufReader<UnixStream>, view: &watch::Receiver<View>) 
             Phase::Stopping => return Err("stopping".to_owned()),
         }
     };
-    link.open(service).await.map_err(|e| message_of(&e).replace('\n', " "))
+    let opened = link.open_with(service, client.buffer()).await;
+    client.consume(client.buffer().len());
+    opened.map_err(|e| message_of(&e).replace('\n', " "))
 }
 
 fn parse(line: &[u8]) -> Option<u16> {

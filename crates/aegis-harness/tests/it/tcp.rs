@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use aegis_link::tcp::{ConnectError, Connection, connect};
+use aegis_link::tcp::{ConnectError, Connection, connected, request};
 use aegis_link::{Carrier, Stream};
 use aegis_proto::service::Service;
 use aegis_types::GuestPort;
@@ -35,8 +35,18 @@ fn reserve(address: &str) -> (TcpSocket, GuestPort) {
 }
 
 async fn dial(host: &Host, port: GuestPort, wait: Duration) -> Result<Connection<Stream>, ConnectError> {
-    let stream = within(host.link.open(Service::Tcp)).await.unwrap();
-    within(connect(stream, port, wait)).await
+    let stream = within(host.link.open_with(Service::Tcp, &request(port, wait))).await.unwrap();
+    within(connected(stream)).await
+}
+
+/// As a host that sends its request when the stream is open.
+async fn connect<S: Carrier>(
+    mut stream: S,
+    port: GuestPort,
+    wait: Duration,
+) -> Result<Connection<S>, ConnectError> {
+    stream.write_all(&request(port, wait)).await.unwrap();
+    connected(stream).await
 }
 
 async fn pair(host: &Host) -> (Connection<Stream>, TcpStream) {

@@ -226,12 +226,13 @@ impl Worker for Arc<Guest> {
         Ok(())
     }
 
-    async fn open(&self, service: Service) -> Result<Box<dyn Carrier>, WorkerError> {
+    async fn open_with(&self, service: Service, first: &[u8]) -> Result<Box<dyn Carrier>, WorkerError> {
         self.called(format!("open {service:?}"));
         if !self.is_alive() || (service == Service::Logs && self.state.borrow().logs_refused) {
             return Err(WorkerError("refused".to_owned()));
         }
-        let (ours, theirs) = duplex(64 * 1024);
+        let (mut ours, theirs) = duplex(64 * 1024);
+        ours.write_all(first).await.map_err(|e| WorkerError(e.to_string()))?;
         let guest = Arc::clone(self);
         tokio::spawn(async move {
             match service {

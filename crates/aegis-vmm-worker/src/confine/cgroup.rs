@@ -13,6 +13,7 @@ use aegis_types::VmSpec;
 /// Beside the guest's memory: the VMM itself, its translation buffers, and the worker.
 const OVERHEAD_BYTES: u64 = 256 << 20;
 const PROCESSES_MAX: u32 = 512;
+const CONTROLLERS: [&str; 2] = ["memory", "pids"];
 /// Where systems mount the v2 hierarchy: alone, or beside v1.
 const MOUNTS: &[&str] = &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
@@ -21,6 +22,8 @@ const MOUNTS: &[&str] = &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 pub struct Scope {
     path: PathBuf,
     home: PathBuf,
+    /// Moving a process takes the kernel 15 ms, also to where it is.
+    entered: bool,
 }
 
 impl Scope {
@@ -31,7 +34,7 @@ impl Scope {
         let mount = MOUNTS.iter().map(Path::new).find(|mount| mount.join("cgroup.controllers").exists())?;
         let home = mount.join(&own);
         let parent = if own.is_empty() { home.clone() } else { home.parent()?.to_owned() };
-        if !own.is_empty() && !delegated(&parent) {
+        if !own.is_empty() && !delegated(&parent) || !has_controllers(&parent) {
             return None;
         }
         Self::make(&parent, home, vm)
@@ -43,13 +46,14 @@ impl Scope {
         let path = parent.join(format!("aegis-{}", vm.vm_id));
         fs::create_dir(&path)?;
         // From here on an error removes it again.
-        let scope = Self { path, home };
+        let mut scope = Self { path, home, entered: false };
         // Enabled already, or refused: writing the limits tells.
         let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +pids");
         let memory = (u64::from(vm.memory.get()) << 20) + OVERHEAD_BYTES;
         fs::write(scope.path.join("memory.max"), memory.to_string())?;
         fs::write(scope.path.join("pids.max"), PROCESSES_MAX.to_string())?;
         fs::write(scope.path.join("cgroup.procs"), "0")?;
+        scope.entered = true;
         Ok(scope)
     }
 
@@ -67,11 +71,17 @@ impl Scope {
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        let left = fs::write(self.home.join("cgroup.procs"), "0");
+        let left = if self.entered { fs::write(self.home.join("cgroup.procs"), "0") } else { Ok(()) };
         if let Err(e) = left.and_then(|()| fs::remove_dir(&self.path)) {
             tracing::debug!("the cgroup {} stays: {e}", self.path.display());
         }
     }
+}
+
+/// Whether groups below it can have limits: on a host with the first version, all controllers may be there.
+fn has_controllers(cgroup: &Path) -> bool {
+    let found = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
+    CONTROLLERS.iter().all(|wanted| found.split_whitespace().any(|name| name == *wanted))
 }
 
 /// systemd marks what it gives away.

@@ -168,8 +168,9 @@ impl Worker for WorkerClient {
         }
     }
 
-    async fn open(&self, service: Service) -> Result<Box<dyn Carrier>, WorkerError> {
-        match timeout(CALL_DEADLINE, open_stream(&self.run_dir.join(STREAMS_SOCKET), service)).await {
+    async fn open_with(&self, service: Service, first: &[u8]) -> Result<Box<dyn Carrier>, WorkerError> {
+        let socket = self.run_dir.join(STREAMS_SOCKET);
+        match timeout(CALL_DEADLINE, open_stream(&socket, service, first)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
             Ok(Err(e)) => Err(WorkerError(format!("cannot open a stream to the guest: {e}"))),
             Err(_) => Err(WorkerError(format!(
@@ -195,11 +196,12 @@ pub(crate) async fn connect(run_dir: &Path) -> std::io::Result<UnixStream> {
     timeout(CALL_DEADLINE, UnixStream::connect(run_dir.join(CONTROL_SOCKET))).await?
 }
 
-/// `CONNECT <n>\n`, answered by `OK\n` or `ERR <text>\n`. What follows `OK\n` belongs to the service: not one byte
-/// more is read.
-async fn open_stream(path: &Path, service: Service) -> std::io::Result<UnixStream> {
+/// `CONNECT <n>\n` and what the service is told first, answered by `OK\n` or `ERR <text>\n`. What follows `OK\n` belongs to
+/// the service: not one byte more is read.
+async fn open_stream(path: &Path, service: Service, first: &[u8]) -> std::io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path).await?;
-    stream.write_all(format!("CONNECT {}\n", service.number()).as_bytes()).await?;
+    let request = format!("CONNECT {}\n", service.number());
+    stream.write_all(&[request.as_bytes(), first].concat()).await?;
     let mut answer = [0; 3];
     stream.read_exact(&mut answer).await?;
     if &answer == b"OK\n" {

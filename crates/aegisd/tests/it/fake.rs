@@ -25,7 +25,7 @@ use aegis_proto::worker::{
 use aegis_types::{ExitStatus, InstanceId, ProcessInput, StartKind, VmId};
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::sync::watch;
 
 /// Outlives the daemon, as worker processes do.
@@ -147,8 +147,9 @@ impl Worker for FakeWorker {
         Ok(())
     }
 
-    async fn open(&self, service: Service) -> Result<Box<dyn Carrier>, WorkerError> {
-        let (ours, theirs) = tokio::io::duplex(64 << 10);
+    async fn open_with(&self, service: Service, first: &[u8]) -> Result<Box<dyn Carrier>, WorkerError> {
+        let (mut ours, theirs) = tokio::io::duplex(64 << 10);
+        ours.write_all(first).await.unwrap();
         let guest = Guest { primary: self.primary.clone() };
         let mut exited = self.exited.subscribe();
         tokio::spawn(async move {
