@@ -71,6 +71,9 @@ async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
     });
     let synced = synced.await;
     synced.map_err(|error| RpcError::failed(format!("cannot write the disks: {error}")))?;
+    if unused {
+        warm::start_threads().await;
+    }
     // Last: until here something may still have had to be read or written there.
     core.mounts.drain().await.map_err(RpcError::failed)?;
     core.park();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use aegis_link::guest::{GuestLink, Incoming, receive_hello, send_parked};
 use aegis_link::{Carrier, LinkError, Stream, buffered, rpc};
 use aegis_proto::GENERATION;
-use aegis_proto::hello::{Hello, Welcome};
+use aegis_proto::hello::{GuestNetwork, Hello, Welcome};
 use aegis_proto::service::Service;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
@@ -81,11 +81,19 @@ pub(crate) struct Core {
     pub(crate) mounts: Mounts,
     root: watch::Sender<Root>,
     /// Also held while the root becomes ready, so that exactly one side writes the files of the identity.
-    identity: Mutex<Option<Identity>>,
+    identity: Mutex<Known>,
     parked: AtomicBool,
     stopping: AtomicBool,
     /// Processes whose output and end are still on their way.
     delivering: watch::Sender<usize>,
+}
+
+/// Who the guest is, and what was done about it.
+#[derive(Default)]
+struct Known {
+    identity: Option<Identity>,
+    /// The network as it is set up.
+    network: Option<GuestNetwork>,
 }
 
 /// Counts one process as long as it lives.
@@ -175,12 +183,13 @@ impl Core {
     /// Gives a root that is ready otherwise its size and the files of the identity, mounts what the host has, and lets processes
     /// start.
     fn complete_root(&self, mut state: Root) {
-        let identity = self.identity.lock().expect("no panic while held");
-        if let (Root::Ready, Some(identity)) = (&state, &*identity) {
+        let mut known = self.identity.lock().expect("no panic while held");
+        let Known { identity, network } = &mut *known;
+        if let (Root::Ready, Some(identity)) = (&state, identity) {
             // First: the rest is written to it.
             let grown = identity.disk_bytes.map_or(Ok(()), |bytes| disk::grow_to(&*self.sys, bytes));
             let grown = grown.map_err(|error| with_causes(&error));
-            identity::settle(&*self.sys, identity);
+            identity::settle(&*self.sys, identity, network);
             if let Err(why) = grown.and_then(|()| self.mounts.mount(&*self.sys)) {
                 warn!("{why}");
                 state = Root::Failed(why);
@@ -192,34 +201,33 @@ impl Core {
     /// Applies a greeting: afterwards it may be answered.
     fn apply(self: &Arc<Self>, hello: &mut Hello) -> Result<(), ApplyError> {
         let new = identity::apply(&*self.sys, hello)?;
-        if new.is_some() {
+        if new.is_somebody() {
             self.mounts.want(std::mem::take(&mut hello.mounts));
         }
-        let mut identity = self.identity.lock().expect("no panic while held");
-        let old = std::mem::replace(&mut *identity, new.clone());
+        let mut known = self.identity.lock().expect("no panic while held");
+        let Known { identity, network } = &mut *known;
+        let old = identity.take();
+        let new = identity.insert(new);
         // A guest that was saved is mostly greeted as who it is. The files of a root that is not ready are written
         // when it becomes so.
-        if *self.root.borrow() != Root::Ready || old == new {
+        if *self.root.borrow() != Root::Ready || old.as_ref() == Some(new) {
             return Ok(());
         }
-        match (old, new) {
-            (Some(_), Some(new)) => identity::settle(&*self.sys, &new),
-            // It was nobody, so no process runs in it, and none will before the files are there: they cost more than
-            // everything else that makes a template somebody, and the answer need not wait for them.
-            (None, Some(_)) => {
-                self.root.send_replace(Root::Preparing);
-                let core = Arc::clone(self);
-                self.tasks.spawn(async move {
-                    let completed = Arc::clone(&core);
-                    let written =
-                        tokio::task::spawn_blocking(move || completed.complete_root(Root::Ready)).await;
-                    if let Err(error) = written {
-                        core.root.send_replace(Root::Failed(with_causes(&error)));
-                    }
-                });
-            }
-            (_, None) => {}
+        if old.is_some_and(|old| old.is_somebody()) {
+            identity::settle(&*self.sys, new, network);
+            return Ok(());
         }
+        // It was nobody, so no process runs in it, and none will before the files are there: they cost more than
+        // everything else that makes a template somebody, and the answer need not wait for them.
+        self.root.send_replace(Root::Preparing);
+        let core = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let completed = Arc::clone(&core);
+            let written = tokio::task::spawn_blocking(move || completed.complete_root(Root::Ready)).await;
+            if let Err(error) = written {
+                core.root.send_replace(Root::Failed(with_causes(&error)));
+            }
+        });
         Ok(())
     }
 

@@ -31,37 +31,46 @@ pub(crate) enum ApplyError {
 /// Who this guest is, in the form the kernel and the files want it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
-    hostname: String,
-    machine_id: Option<String>,
+    /// A guest that becomes a template is nobody.
+    name: Option<Name>,
     network: Option<GuestNetwork>,
     /// Length of the writable disk, when the guest was a template with a shorter one.
     pub(crate) disk_bytes: Option<u64>,
 }
 
-/// Applies what needs no root file system and returns what does: nothing for a guest that becomes a template, which
-/// is nobody yet. The seed is overwritten in any case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Name {
+    hostname: String,
+    machine_id: Option<String>,
+}
+
+impl Identity {
+    /// No template.
+    pub(crate) fn is_somebody(&self) -> bool {
+        self.name.is_some()
+    }
+}
+
+/// Applies what needs no root file system and returns what does. The seed is overwritten in any case.
 ///
 /// # Errors
 /// See [`ApplyError`].
-pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Option<Identity>, ApplyError> {
+pub(crate) fn apply(sys: &dyn Sys, hello: &mut Hello) -> Result<Identity, ApplyError> {
     let seed = std::mem::take(&mut hello.seed).into_bytes();
     let applied = add_seed(sys, &seed);
     wipe(seed);
     applied?;
     sys.set_clock(Duration::from_nanos(hello.time_unix_ns)).map_err(ApplyError::Clock)?;
-    if hello.template {
-        return Ok(None);
-    }
-    let identity = Identity {
+    let name = (!hello.template).then(|| Name {
         hostname: hostname(&hello.hostname),
         machine_id: Some(hello.machine_id.to_ascii_lowercase()).filter(|id| is_machine_id(id)),
-        network: hello.network.take(),
-        disk_bytes: hello.disk_bytes,
-    };
-    if let Err(error) = sys.set_hostname(&identity.hostname) {
+    });
+    if let Some(Name { hostname, .. }) = &name
+        && let Err(error) = sys.set_hostname(hostname)
+    {
         warn!("cannot set the host name: {error}");
     }
-    Ok(Some(identity))
+    Ok(Identity { name, network: hello.network.take(), disk_bytes: hello.disk_bytes })
 }
 
 fn add_seed(sys: &dyn Sys, hex: &[u8]) -> Result<(), ApplyError> {
@@ -94,23 +103,43 @@ fn is_machine_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Sets up the network and writes the identity to the root file system. A read-only or odd `/etc` is the image's
-/// business.
-pub(crate) fn settle(sys: &dyn Sys, identity: &Identity) {
-    if let Some(network) = &identity.network {
-        if let Err(error) = sys.configure_network(network) {
-            warn!("cannot set up the network: {error}");
+/// Sets up the network, of which `in_force` is what has been done, and writes the identity to the root file system. A
+/// read-only or odd `/etc` is the image's business.
+pub(crate) fn settle(sys: &dyn Sys, identity: &Identity, in_force: &mut Option<GuestNetwork>) {
+    match set_up_network(sys, in_force.as_ref(), identity.network.as_ref()) {
+        Ok(()) => in_force.clone_from(&identity.network),
+        Err(error) => warn!("cannot set up the network: {error}"),
+    }
+    let Some(Name { hostname, machine_id }) = &identity.name else {
+        // Making the directory writable is most of the work for the first file of a clone.
+        if let Err(error) = sys.bring_up(Path::new("/etc")) {
+            warn!("cannot make /etc writable: {error}");
         }
+        return;
+    };
+    if let Some(network) = &identity.network {
         write_resolver(sys, network.gateway);
     }
-    let name = &identity.hostname;
-    write_changed(sys, Path::new("/etc/hostname"), &format!("{name}\n"));
-    if let Some(machine_id) = &identity.machine_id {
+    write_changed(sys, Path::new("/etc/hostname"), &format!("{hostname}\n"));
+    if let Some(machine_id) = machine_id {
         write_changed(sys, Path::new("/etc/machine-id"), &format!("{machine_id}\n"));
     }
     let path = Path::new("/etc/hosts");
     if !sys.exists(path) || sys.read_file(path).is_ok_and(|old| is_ours(&old)) {
-        write_changed(sys, path, &hosts(name));
+        write_changed(sys, path, &hosts(hostname));
+    }
+}
+
+/// The clone of a template has a network but for its hardware address, unless it is to have none.
+fn set_up_network(sys: &dyn Sys, old: Option<&GuestNetwork>, new: Option<&GuestNetwork>) -> io::Result<()> {
+    match (old, new) {
+        (None, None) => Ok(()),
+        (Some(old), None) => sys.remove_network(old),
+        (Some(old), Some(new)) if old == new => Ok(()),
+        (Some(old), Some(new)) if *new == (GuestNetwork { mac: new.mac.clone(), ..old.clone() }) => {
+            sys.set_hardware_address(&new.mac).or_else(|_| sys.configure_network(new))
+        }
+        (_, Some(new)) => sys.configure_network(new),
     }
 }
 

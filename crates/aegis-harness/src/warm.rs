@@ -1,9 +1,11 @@
-//! What nearly every command needs first: read into the page cache of a template, so that its clones need not.
+//! What nearly every command needs first, done in a template, so that its clones need not: files are in the page cache, and
+//! threads of the harness there.
 //!
 //! Files are only read. A template must not have run anything of its image: what a hostile program left behind would
 //! be in every clone.
 
 use std::path::Path;
+use std::sync::{Arc, Barrier};
 
 use crate::sys::Sys;
 
@@ -25,6 +27,24 @@ const FILES: &[&str] = &[
 
 /// Nothing of the kind is larger.
 const BYTES_MAX: u64 = 8 << 20;
+
+/// What a clone does on threads before its command runs: becomes somebody, serves its mounts, starts the command.
+const THREADS: usize = 3;
+
+/// Has so many blocking threads wait for work. The runtime keeps them for some seconds, which go on in the clone.
+pub(crate) async fn start_threads() {
+    let all = Arc::new(Barrier::new(THREADS));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|_| {
+            let all = Arc::clone(&all);
+            tokio::task::spawn_blocking(move || all.wait())
+        })
+        .collect();
+    for thread in threads {
+        // Nothing there can fail.
+        let _ = thread.await;
+    }
+}
 
 /// Reads them.
 pub(crate) fn read_common_files(sys: &dyn Sys) {

@@ -82,10 +82,10 @@ fn mounts(config: &WorkerConfig) -> Vec<GuestMount> {
     mounts.map(|mount| GuestMount { target: mount.guest.clone(), read_only: mount.read_only }).collect()
 }
 
-/// A template gets its network when it becomes somebody.
+/// A template is set up for the network that nearly every guest has: it then lacks its own hardware address only.
 fn network(config: &WorkerConfig) -> Option<GuestNetwork> {
-    let setup = config.net.as_ref().filter(|_| !config.template)?;
-    (setup.policy.mode != NetMode::None).then(|| GuestNetwork {
+    let online = config.net.as_ref().is_some_and(|setup| setup.policy.mode != NetMode::None);
+    (online || config.template).then(|| GuestNetwork {
         mac: mac(&config.machine_id),
         address: aegis_net::GUEST,
         prefix: aegis_net::GUEST_NETWORK.prefix_len(),

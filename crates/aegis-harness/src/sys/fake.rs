@@ -31,6 +31,8 @@ pub enum Call {
     SwitchRoot(String),
     LoopbackUp,
     ConfigureNetwork(GuestNetwork),
+    SetHardwareAddress(String),
+    RemoveNetwork,
     WriteFile(PathBuf),
     /// [`Sys::cache_file`].
     CacheFile(PathBuf),
@@ -288,6 +290,18 @@ impl Sys for FakeSys {
 
     fn configure_network(&self, network: &GuestNetwork) -> io::Result<()> {
         self.record(Call::ConfigureNetwork(network.clone()))
+    }
+
+    fn set_hardware_address(&self, mac: &str) -> io::Result<()> {
+        self.record(Call::SetHardwareAddress(mac.to_owned()))
+    }
+
+    fn remove_network(&self, _: &GuestNetwork) -> io::Result<()> {
+        self.record(Call::RemoveNetwork)
+    }
+
+    fn bring_up(&self, _: &Path) -> io::Result<()> {
+        Ok(())
     }
 
     fn remove_symlink(&self, _: &Path) -> io::Result<()> {

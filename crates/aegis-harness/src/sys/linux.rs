@@ -156,6 +156,23 @@ impl Sys for LinuxSys {
         network::configure(network)
     }
 
+    fn set_hardware_address(&self, mac: &str) -> io::Result<()> {
+        set_hardware_address(&network::parse_mac(mac)?)
+    }
+
+    fn remove_network(&self, network: &GuestNetwork) -> io::Result<()> {
+        network::remove(network)
+    }
+
+    fn bring_up(&self, directory: &Path) -> io::Result<()> {
+        // An overlay copies what is changed, also if that changes nothing.
+        match fs::metadata(directory) {
+            Ok(about) => fs::set_permissions(directory, about.permissions()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     fn remove_symlink(&self, path: &Path) -> io::Result<()> {
         if path.is_symlink() { fs::remove_file(path) } else { Ok(()) }
     }
@@ -529,13 +546,36 @@ impl Drop for Attributes {
     }
 }
 
-fn loopback_up() -> io::Result<()> {
+/// A socket for requests about an interface, and such a request: netdevice(7).
+fn about_interface(name: &str) -> io::Result<(OwnedFd, libc::ifreq)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     // SAFETY: `ifreq` is plain data for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l'.cast_signed();
-    request.ifr_name[1] = b'o'.cast_signed();
+    // The last byte stays zero.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok((socket, request))
+}
+
+/// Through rtnetlink, an emulated CPU would be busy with it for milliseconds.
+fn set_hardware_address(mac: &[u8; 6]) -> io::Result<()> {
+    let (socket, mut request) = about_interface(network::INTERFACE)?;
+    // SAFETY: `sockaddr` is plain data for which zero is valid.
+    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    address.sa_family = libc::ARPHRD_ETHER;
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    // SAFETY: the call takes an `ifreq`, and reads the address of its union.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR, &raw const request) })
+}
+
+fn loopback_up() -> io::Result<()> {
+    let (socket, mut request) = about_interface("lo")?;
     // SAFETY: both calls take an `ifreq`; the first one fills in the flags that the union is then read as.
     unsafe {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request))?;

@@ -138,6 +138,13 @@ pub trait Sys: Send + Sync + 'static {
     fn loopback_up(&self) -> io::Result<()>;
     /// Gives the other interface its addresses and its routes, and brings it up. Idempotent.
     fn configure_network(&self, network: &GuestNetwork) -> io::Result<()>;
+    /// Gives the other interface another hardware address, six bytes in hexadecimal with colons between them. What it is
+    /// set up for stays.
+    fn set_hardware_address(&self, mac: &str) -> io::Result<()>;
+    /// Takes the other interface down, and the address and routes of this network from it.
+    fn remove_network(&self, network: &GuestNetwork) -> io::Result<()>;
+    /// Has the writable layer of the root have a directory of this name, if the image has one.
+    fn bring_up(&self, directory: &Path) -> io::Result<()>;
     /// Removes a symbolic link; anything else, and nothing, is left as it is.
     fn remove_symlink(&self, path: &Path) -> io::Result<()>;
 

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 
 use aegis_proto::hello::GuestNetwork;
 use netlink_packet_core::{
@@ -19,46 +18,73 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 /// The only interface beside loopback.
-const INTERFACE: &str = "/sys/class/net/eth0";
+pub(super) const INTERFACE: &str = "eth0";
+const INDEX: &str = "/sys/class/net/eth0/ifindex";
 const NO_IPV6: &str = "/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
 
 /// Gives the interface its addresses and its routes, and brings it up. Idempotent.
 pub(super) fn configure(network: &GuestNetwork) -> io::Result<()> {
-    let index = fs::read_to_string(Path::new(INTERFACE).join("ifindex"))?;
-    let index: u32 = index.trim().parse().map_err(io::Error::other)?;
+    let index = index()?;
     // A kernel without IPv6 has no such file.
     match fs::write(NO_IPV6, "1") {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
         _ => {}
     }
+    let socket = connect()?;
+    ask(&socket, link_up(index, network)?)?;
+    ask(&socket, RouteNetlinkMessage::NewAddress(address(index, network)))?;
+    ask(&socket, route(index, network.gateway))
+}
+
+/// Takes the address of this network from the interface, and takes that down; either takes the routes.
+pub(super) fn remove(network: &GuestNetwork) -> io::Result<()> {
+    let (index, socket) = (index()?, connect()?);
+    ask(&socket, RouteNetlinkMessage::DelAddress(address(index, network)))?;
+    ask(&socket, RouteNetlinkMessage::SetLink(link(index, LinkFlags::empty())))
+}
+
+fn index() -> io::Result<u32> {
+    fs::read_to_string(INDEX)?.trim().parse().map_err(io::Error::other)
+}
+
+fn connect() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    for message in [link(index, network)?, address(index, network), route(index, network.gateway)] {
-        ask(&socket, message)?;
-    }
-    Ok(())
+    Ok(socket)
 }
 
-fn link(index: u32, network: &GuestNetwork) -> io::Result<RouteNetlinkMessage> {
-    let mac: Result<Vec<u8>, _> = network.mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
-    let mac = mac.map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?;
+/// Six bytes in hexadecimal with colons between them.
+pub(super) fn parse_mac(text: &str) -> io::Result<[u8; 6]> {
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    let bytes = bytes.ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "it is no hardware address"))
+}
+
+/// A message about the interface, which changes whether it is up.
+fn link(index: u32, flags: LinkFlags) -> LinkMessage {
     let mut link = LinkMessage::default();
     link.header.index = index;
-    link.header.flags = LinkFlags::Up;
+    link.header.flags = flags;
     link.header.change_mask = LinkFlags::Up;
+    link
+}
+
+fn link_up(index: u32, network: &GuestNetwork) -> io::Result<RouteNetlinkMessage> {
+    let mut link = link(index, LinkFlags::Up);
+    let mac = parse_mac(&network.mac)?.to_vec();
     link.attributes = vec![LinkAttribute::Address(mac), LinkAttribute::Mtu(network.mtu.into())];
     Ok(RouteNetlinkMessage::SetLink(link))
 }
 
-fn address(index: u32, network: &GuestNetwork) -> RouteNetlinkMessage {
+fn address(index: u32, network: &GuestNetwork) -> AddressMessage {
     let mut address = AddressMessage::default();
     address.header.family = AddressFamily::Inet;
     address.header.prefix_len = network.prefix;
     address.header.index = index;
     let own = IpAddr::V4(network.address);
     address.attributes = vec![AddressAttribute::Local(own), AddressAttribute::Address(own)];
-    RouteNetlinkMessage::NewAddress(address)
+    address
 }
 
 fn route(index: u32, gateway: Ipv4Addr) -> RouteNetlinkMessage {

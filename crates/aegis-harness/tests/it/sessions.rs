@@ -192,17 +192,57 @@ async fn a_command_whose_secrets_cannot_be_written_does_not_run() {
     assert_eq!(host.status().await.primary_pid, None);
 }
 
-#[tokio::test]
-async fn the_network_is_set_up_before_anything_runs_and_once() {
-    let vm = Vm::on(FakeSys::new());
-    let (carrier, _) = vm.connect();
-    let network = GuestNetwork {
-        mac: "02:00:00:00:00:07".to_owned(),
+fn network(mac: &str) -> GuestNetwork {
+    GuestNetwork {
+        mac: mac.to_owned(),
         address: [192, 168, 127, 2].into(),
         prefix: 24,
         gateway: [192, 168, 127, 1].into(),
         mtu: 65_520,
+    }
+}
+
+/// What became of the network of a template when it was somebody, and its `resolv.conf`.
+async fn network_of_a_clone(network_of_clone: Option<GuestNetwork>) -> (Vec<Call>, Option<Vec<u8>>) {
+    let vm = Vm::on(FakeSys::new());
+    let (port, session) = vm.connect();
+    let template = Hello { template: true, network: Some(network("02:00:00:00:00:01")), ..hello() };
+    let (link, _) = within(greet(port, template)).await.unwrap();
+    let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
+    let () = within(control.call(aegis_proto::control::PARK, &())).await.unwrap();
+    link.close();
+    within(session).await.unwrap();
+    assert_eq!(vm.sys.file("/etc/resolv.conf"), None);
+    let (port, _) = vm.connect();
+    let (link, _) = within(greet(port, Hello { network: network_of_clone, ..hello() })).await.unwrap();
+    let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
+    let run = Run { process: sh("true"), secret_files: Vec::new(), streams: Default::default() };
+    let _: Started = within(control.call(RUN, &run)).await.unwrap();
+    let is_about_network = |call: &Call| {
+        matches!(call, Call::ConfigureNetwork(_) | Call::SetHardwareAddress(_) | Call::RemoveNetwork)
     };
+    (vm.sys.calls().into_iter().filter(is_about_network).collect(), vm.sys.file("/etc/resolv.conf"))
+}
+
+#[tokio::test]
+async fn a_clone_changes_what_differs_from_the_network_of_its_template() {
+    let of_template = Call::ConfigureNetwork(network("02:00:00:00:00:01"));
+    let (calls, resolver) = network_of_a_clone(Some(network("02:00:00:00:00:07"))).await;
+    assert_eq!(calls, [of_template.clone(), Call::SetHardwareAddress("02:00:00:00:00:07".to_owned())]);
+    assert_eq!(resolver.unwrap(), b"nameserver 192.168.127.1\n");
+    let (calls, resolver) = network_of_a_clone(None).await;
+    assert_eq!(calls, [of_template.clone(), Call::RemoveNetwork]);
+    assert_eq!(resolver, None);
+    let other = GuestNetwork { mtu: 1500, ..network("02:00:00:00:00:07") };
+    let (calls, _) = network_of_a_clone(Some(other.clone())).await;
+    assert_eq!(calls, [of_template, Call::ConfigureNetwork(other)]);
+}
+
+#[tokio::test]
+async fn the_network_is_set_up_before_anything_runs_and_once() {
+    let vm = Vm::on(FakeSys::new());
+    let (carrier, _) = vm.connect();
+    let network = network("02:00:00:00:00:07");
     let greeting = Hello { network: Some(network.clone()), ..hello() };
     let (link, _) = within(greet(carrier, greeting.clone())).await.unwrap();
     let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
