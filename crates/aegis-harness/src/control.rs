@@ -72,6 +72,7 @@ async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
     let synced = synced.await;
     synced.map_err(|error| RpcError::failed(format!("cannot write the disks: {error}")))?;
     if unused {
+        core.mounts.prepare().await;
         warm::start_threads().await;
     }
     // Last: until here something may still have had to be read or written there.

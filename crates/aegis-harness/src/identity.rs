@@ -16,6 +16,9 @@ const HOSTNAME_MAX: usize = 64;
 const HOSTS_OWN: &str = "127.0.1.1\t";
 const RESOLVER: &str = "/etc/resolv.conf";
 const HOSTNAME_DEFAULT: &str = "aegis";
+/// As short as any name, because files grow more easily than they shrink.
+const NOBODY: &str = "-";
+const MACHINE_ID_DIGITS: usize = 32;
 
 /// A greeting that must not be answered: the guest would run with a wrong clock or known random numbers.
 #[derive(Debug, thiserror::Error)]
@@ -100,26 +103,25 @@ fn hostname(wanted: &str) -> String {
 }
 
 fn is_machine_id(text: &str) -> bool {
-    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+    text.len() == MACHINE_ID_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// Sets up the network, of which `in_force` is what has been done, and writes the identity to the root file system. A
 /// read-only or odd `/etc` is the image's business.
 pub(crate) fn settle(sys: &dyn Sys, identity: &Identity, in_force: &mut Option<GuestNetwork>) {
+    match (&identity.network, &in_force) {
+        (Some(network), _) => write_resolver(sys, network.gateway),
+        // What the template has is wrong here.
+        (None, Some(_)) => write_changed(sys, Path::new(RESOLVER), ""),
+        (None, None) => {}
+    }
     match set_up_network(sys, in_force.as_ref(), identity.network.as_ref()) {
         Ok(()) => in_force.clone_from(&identity.network),
         Err(error) => warn!("cannot set up the network: {error}"),
     }
-    let Some(Name { hostname, machine_id }) = &identity.name else {
-        // Making the directory writable is most of the work for the first file of a clone.
-        if let Err(error) = sys.bring_up(Path::new("/etc")) {
-            warn!("cannot make /etc writable: {error}");
-        }
-        return;
-    };
-    if let Some(network) = &identity.network {
-        write_resolver(sys, network.gateway);
-    }
+    // A template has the files, as making them is most of the work.
+    let nobody = Name { hostname: NOBODY.to_owned(), machine_id: Some("0".repeat(MACHINE_ID_DIGITS)) };
+    let Name { hostname, machine_id } = identity.name.as_ref().unwrap_or(&nobody);
     write_changed(sys, Path::new("/etc/hostname"), &format!("{hostname}\n"));
     if let Some(machine_id) = machine_id {
         write_changed(sys, Path::new("/etc/machine-id"), &format!("{machine_id}\n"));

@@ -57,6 +57,17 @@ impl Mounts {
         Ok(())
     }
 
+    /// Does in a template what its clones need not do then.
+    pub(crate) async fn prepare(&self) {
+        let pump = Arc::clone(&self.pump);
+        match tokio::task::spawn_blocking(move || pump.open()).await {
+            Ok(Ok(())) => {}
+            // It is tried again when there is something to serve, and said then.
+            Ok(Err(error)) => debug!("no port for directories of the host: {error}"),
+            Err(error) => debug!("{error}"),
+        }
+    }
+
     /// Serves a session from its first bytes to its end.
     pub(crate) async fn serve<S: Carrier>(&self, mut stream: S) {
         let mut nonce = [0; NONCE_BYTES];

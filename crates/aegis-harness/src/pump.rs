@@ -143,6 +143,14 @@ impl Pump {
         spawn("fuse-requests", move || pump.requests(&mounted))
     }
 
+    /// Opens the port, which otherwise the first session does.
+    ///
+    /// # Errors
+    /// There is none, or no thread for it.
+    pub(crate) fn open(self: &Arc<Self>) -> io::Result<()> {
+        self.open_port().map(drop)
+    }
+
     /// Begins a session: what waits is sent. The last one, if it has not ended, is over.
     ///
     /// # Errors

@@ -9,8 +9,8 @@ use std::sync::{Arc, Barrier};
 
 use crate::sys::Sys;
 
-/// The C library and its loader, a shell, and BusyBox where that is every command. Names that an image does not have
-/// cost nothing.
+/// The C library and its loader, a shell, BusyBox where that is every command, and what is written into a clone. Names that
+/// an image does not have are known not to be there then.
 const FILES: &[&str] = &[
     "/lib64/ld-linux-x86-64.so.2",
     "/lib/ld-linux-aarch64.so.1",
@@ -20,6 +20,10 @@ const FILES: &[&str] = &[
     "/lib/ld-musl-x86_64.so.1",
     "/lib/ld-musl-aarch64.so.1",
     "/etc/ld.so.cache",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/machine-id",
+    "/etc/resolv.conf",
     "/bin/sh",
     "/bin/busybox",
     "/bin/true",

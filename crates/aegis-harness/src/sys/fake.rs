@@ -300,10 +300,6 @@ impl Sys for FakeSys {
         self.record(Call::RemoveNetwork)
     }
 
-    fn bring_up(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
     fn remove_symlink(&self, _: &Path) -> io::Result<()> {
         Ok(())
     }

@@ -164,15 +164,6 @@ impl Sys for LinuxSys {
         network::remove(network)
     }
 
-    fn bring_up(&self, directory: &Path) -> io::Result<()> {
-        // An overlay copies what is changed, also if that changes nothing.
-        match fs::metadata(directory) {
-            Ok(about) => fs::set_permissions(directory, about.permissions()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-        }
-    }
-
     fn remove_symlink(&self, path: &Path) -> io::Result<()> {
         if path.is_symlink() { fs::remove_file(path) } else { Ok(()) }
     }
@@ -196,7 +187,11 @@ impl Sys for LinuxSys {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        File::create(path)?.write_all(contents)
+        // Cutting a file off and letting it grow again is a transaction of the file system for each.
+        let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+        file.write_all(contents)?;
+        let length = contents.len() as u64;
+        if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
     }
 
     fn write_private_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {

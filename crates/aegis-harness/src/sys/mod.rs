@@ -143,8 +143,6 @@ pub trait Sys: Send + Sync + 'static {
     fn set_hardware_address(&self, mac: &str) -> io::Result<()>;
     /// Takes the other interface down, and the address and routes of this network from it.
     fn remove_network(&self, network: &GuestNetwork) -> io::Result<()>;
-    /// Has the writable layer of the root have a directory of this name, if the image has one.
-    fn bring_up(&self, directory: &Path) -> io::Result<()>;
     /// Removes a symbolic link; anything else, and nothing, is left as it is.
     fn remove_symlink(&self, path: &Path) -> io::Result<()>;
 
