@@ -4,9 +4,10 @@
 //! Files are only read. A template must not have run anything of its image: what a hostile program left behind would
 //! be in every clone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
 
+use crate::environment::DEFAULT_PATH;
 use crate::sys::Sys;
 
 /// The C library and its loader, a shell, BusyBox where that is every command, and what is written into a clone. Names that
@@ -26,7 +27,6 @@ const FILES: &[&str] = &[
     "/etc/resolv.conf",
     "/bin/sh",
     "/bin/busybox",
-    "/bin/true",
 ];
 
 /// Nothing of the kind is larger.
@@ -52,8 +52,10 @@ pub(crate) async fn start_threads() {
 
 /// Reads them.
 pub(crate) fn read_common_files(sys: &dyn Sys) {
-    for path in FILES {
+    // Wherever a command is, the directories before it are looked through.
+    let commands = DEFAULT_PATH.split(':').map(|directory| Path::new(directory).join("true"));
+    for path in FILES.iter().map(PathBuf::from).chain(commands) {
         // A missing one is another image's, and an odd one does not help.
-        let _ = sys.cache_file(Path::new(path), BYTES_MAX);
+        let _ = sys.cache_file(&path, BYTES_MAX);
     }
 }
