@@ -201,9 +201,7 @@ impl Core {
     /// Applies a greeting: afterwards it may be answered.
     fn apply(self: &Arc<Self>, hello: &mut Hello) -> Result<(), ApplyError> {
         let new = identity::apply(&*self.sys, hello)?;
-        if new.is_somebody() {
-            self.mounts.want(std::mem::take(&mut hello.mounts));
-        }
+        self.mounts.want(std::mem::take(&mut hello.mounts));
         let mut known = self.identity.lock().expect("no panic while held");
         let Known { identity, network } = &mut *known;
         let old = identity.take();

@@ -3,6 +3,7 @@
 //! A mount is made without the host: its kernel's requests wait in the device until there is a session. It stays for the life
 //! of the guest, through every pause and hibernation.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -23,12 +24,14 @@ const DRAIN_WAIT: Duration = Duration::from_secs(10);
 /// See the module.
 pub(crate) struct Mounts {
     wanted: Mutex<Vec<GuestMount>>,
+    /// By place.
+    made: Mutex<Vec<GuestMount>>,
     pump: Arc<Pump>,
 }
 
 impl Mounts {
     pub(crate) fn new(sys: &Arc<dyn Sys>) -> Self {
-        Self { wanted: Mutex::default(), pump: Arc::new(Pump::new(Arc::clone(sys))) }
+        Self { wanted: Mutex::default(), made: Mutex::default(), pump: Arc::new(Pump::new(Arc::clone(sys))) }
     }
 
     fn wanted(&self) -> MutexGuard<'_, Vec<GuestMount>> {
@@ -40,19 +43,25 @@ impl Mounts {
         *self.wanted() = mounts;
     }
 
-    /// Makes those that are missing.
+    /// Makes those that are missing. A template has one that can be written to, whatever its clone is to have.
     ///
     /// # Errors
     /// One cannot be made; the text says which and why.
     pub(crate) fn mount(&self, sys: &dyn Sys) -> Result<(), String> {
-        for (place, GuestMount { target, read_only }) in (0..).zip(&*self.wanted()) {
-            let target = target.as_str();
-            if self.pump.has(place, target) {
-                continue;
-            }
-            let made =
-                sys.mount_fuse(target, *read_only).and_then(|device| self.pump.add(place, target, device));
-            made.map_err(|error| format!("cannot mount {target}: {error}"))?;
+        let mut made = self.made.lock().expect("no panic while held");
+        for (place, mount) in (0..).zip(&*self.wanted()) {
+            let target = mount.target.as_str();
+            let done = match made.get(place as usize) {
+                Some(there) if there == mount => continue,
+                Some(there) if there.target == mount.target && mount.read_only => sys.make_read_only(target),
+                Some(_) => Err(io::ErrorKind::ResourceBusy.into()),
+                None => sys
+                    .mount_fuse(target, mount.read_only)
+                    .and_then(|device| self.pump.add(place, target, device)),
+            };
+            done.map_err(|error| format!("cannot mount {target}: {error}"))?;
+            made.truncate(place as usize);
+            made.push(mount.clone());
         }
         Ok(())
     }

@@ -122,11 +122,6 @@ impl Pump {
         self.state.lock().expect("no panic while held")
     }
 
-    /// Whether this mount is there.
-    pub(crate) fn has(&self, place: u32, target: &str) -> bool {
-        self.lock().mounts.iter().any(|mounted| mounted.place == place && mounted.target == target)
-    }
-
     /// Takes the messages of a mount over.
     ///
     /// # Errors

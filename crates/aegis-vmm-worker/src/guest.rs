@@ -10,7 +10,7 @@ use aegis_proto::control::{self, ClockSet, Shutdown};
 use aegis_proto::hello::{GuestMount, GuestNetwork, Hello, Welcome};
 use aegis_proto::service::Service;
 use aegis_proto::worker::WorkerConfig;
-use aegis_types::NetMode;
+use aegis_types::{MountPoint, NetMode};
 use aegis_vmm::{Carrier, Vm, VmmError};
 use serde::Serialize;
 
@@ -76,9 +76,12 @@ fn hello(config: &WorkerConfig) -> Result<Hello, getrandom::Error> {
     })
 }
 
-/// A template has none: they are somebody's.
+/// A template has the mount that every guest has first. Nobody answers for it, so nothing is in it.
 fn mounts(config: &WorkerConfig) -> Vec<GuestMount> {
-    let mounts = config.mounts.iter().filter(|_| !config.template);
+    if config.template {
+        return vec![GuestMount { target: MountPoint::workspace(), read_only: false }];
+    }
+    let mounts = config.mounts.iter();
     mounts.map(|mount| GuestMount { target: mount.guest.clone(), read_only: mount.read_only }).collect()
 }
 

@@ -33,6 +33,7 @@ pub enum Call {
     ConfigureNetwork(GuestNetwork),
     SetHardwareAddress(String),
     RemoveNetwork,
+    MakeReadOnly(String),
     WriteFile(PathBuf),
     /// [`Sys::cache_file`].
     CacheFile(PathBuf),
@@ -235,6 +236,10 @@ impl Sys for FakeSys {
         let (ours, kernel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         state.fuse.insert(target.to_owned(), kernel);
         Ok(ours)
+    }
+
+    fn make_read_only(&self, target: &str) -> io::Result<()> {
+        self.record(Call::MakeReadOnly(target.to_owned()))
     }
 
     fn open_fuse_port(&self) -> io::Result<OwnedFd> {

@@ -60,6 +60,11 @@ impl Sys for LinuxSys {
         Ok(device)
     }
 
+    fn make_read_only(&self, target: &str) -> io::Result<()> {
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        Ok(rustix::mount::mount_remount(target, flags, c"")?)
+    }
+
     fn open_fuse_port(&self) -> io::Result<OwnedFd> {
         let path = port::find(FUSE_PORT).ok_or(io::ErrorKind::NotFound)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;

@@ -114,6 +114,8 @@ pub trait Sys: Send + Sync + 'static {
     fn mount(&self, mount: &Mount<'_>) -> io::Result<()>;
     /// Mounts a file system of which the harness answers for, and gives the descriptor for its messages: fuse(4).
     fn mount_fuse(&self, target: &str, read_only: bool) -> io::Result<OwnedFd>;
+    /// Lets nothing be written to a mounted file system any more.
+    fn make_read_only(&self, target: &str) -> io::Result<()>;
     /// Opens the port for the messages of such file systems. Once.
     fn open_fuse_port(&self) -> io::Result<OwnedFd>;
     /// Opens the disk on which the host shows the content of open files, for reads that are whole sectors.

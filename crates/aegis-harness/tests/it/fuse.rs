@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_harness::SessionEnd;
-use aegis_harness::sys::fake::FakeSys;
+use aegis_harness::sys::fake::{Call, FakeSys};
 use aegis_link::Stream;
 use aegis_link::host::{HostLink, greet};
 use aegis_link::rpc::Client;
@@ -287,4 +287,36 @@ async fn without_its_directories_nothing_starts() {
     let host = Host { link, control };
     let refused = host.run(sh("true")).await.unwrap_err();
     assert!(refused.to_string().contains("cannot mount /workspace"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_clone_goes_on_with_the_mount_of_its_template() {
+    for read_only in [false, true] {
+        let vm = Vm::on(FakeSys::new());
+        let (carrier, session) = vm.connect();
+        let (link, _) = within(greet(carrier, Hello { template: true, ..mounting() })).await.unwrap();
+        let sys = Arc::clone(&vm.sys);
+        let kernel = Kernel(Arc::new(within(until(move || sys.take_fuse("/workspace"))).await));
+        // Nobody answers it in the template.
+        let first = request(INIT, 1, &[]);
+        kernel.asks(&first);
+        let (control, _) = Client::new(within(link.open(Service::Control)).await.unwrap());
+        let () = within(control.call(PARK, &())).await.unwrap();
+        link.close();
+        assert!(matches!(within(session).await.unwrap(), SessionEnd::Parked));
+
+        let (carrier, session) = vm.connect();
+        let mount = GuestMount { target: MountPoint::workspace(), read_only };
+        let (link, _) = within(greet(carrier, Hello { mounts: vec![mount], ..hello() })).await.unwrap();
+        let guest = Guest { vm, kernel, link, session };
+        let _stream = guest.begin(nonce(1)).await;
+        let mut port = guest.port().await;
+        expect(&mut port, &nonce(1)).await;
+        expect(&mut port, &frame(&first)).await;
+        let sys = Arc::clone(&guest.vm.sys);
+        let changed = Call::MakeReadOnly("/workspace".to_owned());
+        within(until(move || (sys.calls().contains(&changed) == read_only).then_some(()))).await;
+        let is_fuse = |call: &Call| matches!(call, Call::Mount { kind, .. } if kind == "fuse");
+        assert_eq!(guest.vm.sys.calls().into_iter().filter(is_fuse).count(), 1);
+    }
 }
