@@ -73,6 +73,7 @@ async fn park(core: &Arc<Core>) -> Result<Value, RpcError> {
     synced.map_err(|error| RpcError::failed(format!("cannot write the disks: {error}")))?;
     if unused {
         core.mounts.prepare().await;
+        warm::wait_for_network(&*core.sys).await;
         warm::start_threads().await;
     }
     // Last: until here something may still have had to be read or written there.

@@ -6,6 +6,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use crate::environment::DEFAULT_PATH;
 use crate::sys::Sys;
@@ -47,6 +50,23 @@ pub(crate) async fn start_threads() {
     for thread in threads {
         // Nothing there can fail.
         let _ = thread.await;
+    }
+}
+
+/// What the kernel thinks of the network interface.
+const INTERFACE_STATE: &str = "/sys/class/net/eth0/operstate";
+const UP: &[u8] = b"up\n";
+const STATE_POLL: Duration = Duration::from_millis(50);
+const STATE_POLLS: u32 = 60;
+
+/// Waits until the kernel has noticed that the interface is up, which it does at its leisure: in each clone otherwise.
+pub(crate) async fn wait_for_network(sys: &dyn Sys) {
+    for _ in 0..STATE_POLLS {
+        match sys.read_file(Path::new(INTERFACE_STATE)) {
+            Ok(state) if state != UP => sleep(STATE_POLL).await,
+            // There may be no interface.
+            _ => return,
+        }
     }
 }
 

@@ -20,9 +20,9 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::checks::{check_process, check_user};
 use super::error::{ApiError, exec_failed, label};
 use super::extract::{Json, Target};
-use super::instances::{check_process, check_user};
 use super::{Shared, ndjson, write_line};
 
 /// Pieces of the answer that may wait for the client.

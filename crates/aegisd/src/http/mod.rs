@@ -4,7 +4,9 @@
 //! the client staying connected; only its answer does.
 
 mod archives;
+mod checks;
 mod copy;
+mod create;
 mod error;
 mod exec;
 mod extract;
@@ -146,7 +148,7 @@ fn routes() -> Routes {
     let of = |action: &str| format!("{instance}/{action}");
     Routes::default()
         .route(paths::STATUS, get(status::status))
-        .route(paths::INSTANCES, get(instances::list).post(instances::create))
+        .route(paths::INSTANCES, get(instances::list).post(create::create))
         // A static path wins over an instance of the same name: let that one keep its routes.
         .route(
             paths::PRUNE,

@@ -15,8 +15,8 @@ use utoipa::openapi::{self, Ref, RefOr, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    archives, copy, exec, files, idle, images, instances, logs, metrics, net, ports, pulls, registries,
-    secrets, stats, status, streams, templates, update, wait, workspaces,
+    archives, copy, create, exec, files, idle, images, instances, logs, metrics, net, ports, pulls,
+    registries, secrets, stats, status, streams, templates, update, wait, workspaces,
 };
 
 #[derive(OpenApi)]
@@ -32,6 +32,7 @@ use super::{
         copy::read,
         copy::stat,
         copy::write,
+        create::create,
         exec::exec,
         streams::exec_attached,
         streams::attach,
@@ -46,7 +47,6 @@ use super::{
         images::list,
         images::prune,
         images::usage,
-        instances::create,
         instances::delete,
         instances::disable,
         instances::info,

@@ -10,9 +10,10 @@ use aegis_api::{UpdateInstance, UpdatedInstance};
 use aegis_lifecycle::record::{Idle, Update};
 use aegis_types::InstanceState;
 
+use super::checks::check_env;
 use super::error::{ApiError, denied};
 use super::extract::{Json, Target};
-use super::instances::{Answer, check_env};
+use super::instances::Answer;
 
 /// Longest idle time: clocks of every kind can still count it.
 const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
