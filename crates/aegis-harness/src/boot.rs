@@ -30,6 +30,7 @@ const UPPER: &str = "/aegis/upper";
 const NEW_ROOT: &str = "/aegis/root";
 /// The kernel clears the inodes of a file system that grows at once: later it would be busy when nobody else is. The host
 /// keeps a hole for what is cleared.
+///
 /// Reading the bitmaps of the disk before they are needed would be a thread's first work in every clone.
 const UPPER_OPTIONS: &str = "noinit_itable,no_prefetch_block_bitmaps";
 const OVERLAY_OPTIONS: &str = "lowerdir=/aegis/lower,upperdir=/aegis/upper/upper,workdir=/aegis/upper/work";

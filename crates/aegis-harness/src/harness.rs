@@ -81,7 +81,7 @@ pub(crate) struct Core {
     pub(crate) mounts: Mounts,
     root: watch::Sender<Root>,
     /// Also held while the root becomes ready, so that exactly one side writes the files of the identity.
-    identity: Mutex<Known>,
+    known: Mutex<Known>,
     parked: AtomicBool,
     stopping: AtomicBool,
     /// Processes whose output and end are still on their way.
@@ -183,7 +183,7 @@ impl Core {
     /// Gives a root that is ready otherwise its size and the files of the identity, mounts what the host has, and lets processes
     /// start.
     fn complete_root(&self, mut state: Root) {
-        let mut known = self.identity.lock().expect("no panic while held");
+        let mut known = self.known.lock().expect("no panic while held");
         let Known { identity, network } = &mut *known;
         if let (Root::Ready, Some(identity)) = (&state, identity) {
             // First: the rest is written to it.
@@ -202,7 +202,7 @@ impl Core {
     fn apply(self: &Arc<Self>, hello: &mut Hello) -> Result<(), ApplyError> {
         let new = identity::apply(&*self.sys, hello)?;
         self.mounts.want(std::mem::take(&mut hello.mounts));
-        let mut known = self.identity.lock().expect("no panic while held");
+        let mut known = self.known.lock().expect("no panic while held");
         let Known { identity, network } = &mut *known;
         let old = identity.take();
         let new = identity.insert(new);
@@ -288,7 +288,7 @@ impl Harness {
             primary: Arc::new(Primary::new()),
             tasks: Tasks::default(),
             root: watch::Sender::new(Root::Waiting(modules)),
-            identity: Mutex::default(),
+            known: Mutex::default(),
             parked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             delivering: watch::Sender::new(0),

@@ -32,9 +32,6 @@ pub enum ConnectError {
 
 /// The first bytes of a stream that asks the guest for a connection to one of its ports. The guest waits for somebody to
 /// listen there for `wait`.
-///
-/// # Panics
-/// Never: a request is a small frame.
 pub fn request(port: GuestPort, wait: Duration) -> Vec<u8> {
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     Connect { port, wait_ms }.into_frame().encode().expect("a small frame")

@@ -34,8 +34,8 @@ pub struct Hello {
     pub hostname: String,
     /// 32 hexadecimal digits: machine-id(5).
     pub machine_id: String,
-    /// The guest becomes a template: it gets its identity with a later greeting, so nothing of this one is written to
-    /// its disk.
+    /// The guest becomes a template: it gets its names with a later greeting, so those of this one are neither set nor
+    /// written to its disk. The network and the mounts are what most of its copies have; each is told its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub template: bool,
     /// The guest's network; it has none without.

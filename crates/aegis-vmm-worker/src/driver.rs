@@ -27,8 +27,8 @@ const POWER_OFF: Duration = Duration::from_secs(5);
 const RESTORE_LIMIT: Duration = Duration::from_secs(15);
 const RECONNECT_ATTEMPTS: u8 = 3;
 const RECONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// A restored guest was told the time when its CPUs began to run, and was some milliseconds late to read it. Whoever woke it comes before
-/// that is put right.
+/// A restored guest was told the time when its CPUs began to run, and was some milliseconds late to read it. Whoever woke
+/// it comes before that is put right.
 const CLOCK_AFTER: Duration = Duration::from_millis(200);
 /// Between attempts that fail at once. All attempts together stay below 10 s.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
