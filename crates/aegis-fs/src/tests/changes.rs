@@ -1,6 +1,7 @@
 //! What others change.
 
 use std::fs;
+use std::process::Command;
 
 use super::kernel::{Kernel, ROOT, Told, op, scratch, text, words};
 use crate::Directory;
@@ -65,4 +66,19 @@ async fn without_watches_nothing_is_believed_for_long() {
     let mut watched = Kernel::mount(dir.path()).await;
     let body = watched.call(op::LOOKUP, ROOT, &text("f")).await.unwrap();
     assert!(u64::from_le_bytes(body[16..24].try_into().unwrap()) > 60);
+}
+
+#[tokio::test]
+async fn what_the_host_writes_through_a_mapping_is_told_when_it_is_closed() {
+    let dir = scratch();
+    let path = dir.path().join("f");
+    fs::write(&path, "one and more").unwrap();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let f = kernel.look_up(ROOT, "f").await.unwrap();
+    assert_eq!(kernel.content(f).await.unwrap(), b"one and more");
+    // A process of its own, because there is no safe mapping. It writes in no other way.
+    let write = "import mmap, sys; f = open(sys.argv[1], 'r+b'); mmap.mmap(f.fileno(), 0)[0:3] = b'two'";
+    assert!(Command::new("python3").args(["-c", write]).arg(&path).status().unwrap().success());
+    kernel.hears(vec![Told::Node(f)]).await;
+    assert_eq!(kernel.content(f).await.unwrap(), b"two and more");
 }
