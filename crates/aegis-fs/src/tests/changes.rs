@@ -1,7 +1,10 @@
 //! What others change.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
+
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::kernel::{Kernel, ROOT, Told, op, scratch, text, words};
 use crate::Directory;
@@ -81,4 +84,40 @@ async fn what_the_host_writes_through_a_mapping_is_told_when_it_is_closed() {
     assert!(Command::new("python3").args(["-c", write]).arg(&path).status().unwrap().success());
     kernel.hears(vec![Told::Node(f)]).await;
     assert_eq!(kernel.content(f).await.unwrap(), b"two and more");
+}
+
+#[test]
+fn a_directory_that_cannot_be_watched_is_the_only_one() {
+    // In a thread of its own, which may do no more than any user, and so is refused a watch of what it cannot read.
+    let test = std::thread::spawn(|| {
+        let mut sets = capabilities(None).unwrap();
+        sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        set_capabilities(None, sets).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(one_directory_is_not_watched());
+    });
+    test.join().unwrap();
+}
+
+async fn one_directory_is_not_watched() {
+    let dir = scratch();
+    let blind = dir.path().join("blind");
+    for name in ["blind", "seen"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("f"), "one").unwrap();
+    }
+    fs::set_permissions(&blind, fs::Permissions::from_mode(0o300)).unwrap();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let mut files = Vec::new();
+    for (name, validity) in [("blind", 1), ("seen", 3600)] {
+        let directory = kernel.look_up(ROOT, name).await.unwrap();
+        let body = kernel.call(op::LOOKUP, directory, &text("f")).await.unwrap();
+        let number = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().unwrap());
+        assert_eq!((number(16), number(24)), (validity, validity), "seconds, of {name}");
+        files.push(number(0));
+    }
+    fs::write(dir.path().join("seen/f"), "two").unwrap();
+    kernel.hears(vec![Told::Node(files[1])]).await;
+    // So that it can be removed.
+    fs::set_permissions(&blind, fs::Permissions::from_mode(0o700)).unwrap();
 }
