@@ -4,16 +4,19 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, chmodat, openat, openat2, renameat,
-    statx, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Statx, chmodat, openat, openat2, renameat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
-/// Directories below each other that are counted; a guest can make more than anybody can open.
+use crate::locate::{path_of, stat_at, stat_fd};
+
+/// Directories below each other that are visited; a guest can make more than anybody can open.
 const DEPTH_MAX: usize = 512;
 /// The same for removing them, which is done in several rounds.
 const REMOVAL_DEPTH: usize = 128;
@@ -41,16 +44,46 @@ pub struct Usage {
 /// # Errors
 /// The directory itself cannot be opened.
 pub fn usage(path: &Path) -> io::Result<Usage> {
-    let root = open_root(path)?;
     let mut usage = Usage::default();
     let mut seen = HashSet::new();
-    // Of each directory on the way down, its entries that are left.
-    let mut open = vec![list(&root)?];
-    loop {
-        let depth = open.len();
-        let Some(directory) = open.last_mut() else { break };
-        let Some(entry) = directory.read() else {
-            open.pop();
+    walk(&open_root(path)?, |_, _, found| {
+        usage.entries += 1;
+        let inode = (found.stx_dev_major, found.stx_dev_minor, found.stx_ino);
+        if is_directory(found) || found.stx_nlink < 2 || seen.insert(inode) {
+            usage.bytes += found.stx_blocks * 512;
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(usage)
+}
+
+/// A directory on the way from the root of a walk to what is visited, both included.
+pub(crate) struct Step {
+    /// In the directory before.
+    pub(crate) name: Box<CStr>,
+    pub(crate) found: Statx,
+    /// Those that are left.
+    entries: Dir,
+}
+
+impl Step {
+    fn open(parent: impl AsFd, name: &CStr) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(parent, name, flags, Mode::empty())?;
+        Ok(Self { name: name.into(), found: stat_fd(&fd)?, entries: Dir::new(fd)? })
+    }
+}
+
+/// Visits everything below a directory, with the way to the directory that it is in, until the visitor has enough. Symbolic
+/// links are visited, never followed; what cannot be read is left out.
+pub(crate) fn walk(
+    root: &OwnedFd,
+    mut visit: impl FnMut(&[Step], &CStr, &Statx) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let mut way = vec![Step::open(root, c".")?];
+    while let Some(Step { entries, .. }) = way.last_mut() {
+        let Some(entry) = entries.read() else {
+            way.pop();
             continue;
         };
         let Ok(entry) = entry else { continue };
@@ -58,29 +91,19 @@ pub fn usage(path: &Path) -> io::Result<Usage> {
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        let Ok(fd) = directory.fd() else { continue };
-        let mask = StatxFlags::BASIC_STATS;
-        let Ok(found) = statx(fd, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, mask) else {
-            continue;
-        };
-        usage.entries += 1;
-        let kind = FileType::from_raw_mode(found.stx_mode.into());
-        let inode = (found.stx_dev_major, found.stx_dev_minor, found.stx_ino);
-        if kind.is_dir() || found.stx_nlink < 2 || seen.insert(inode) {
-            usage.bytes += found.stx_blocks * 512;
+        let Ok(fd) = entries.fd() else { continue };
+        let Ok(found) = stat_at(fd, name) else { continue };
+        let below = if is_directory(&found) { Step::open(fd, name).ok() } else { None };
+        if visit(&way, name, &found).is_break() {
+            break;
         }
-        if kind.is_dir() && depth < DEPTH_MAX {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let below = openat(fd, name, flags, Mode::empty()).and_then(Dir::new);
-            open.extend(below.ok());
-        }
+        way.extend(below.filter(|_| way.len() < DEPTH_MAX));
     }
-    Ok(usage)
+    Ok(())
 }
 
-fn list(root: &OwnedFd) -> io::Result<Dir> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(Dir::new(openat(root, c".", flags, Mode::empty())?)?)
+fn is_directory(found: &Statx) -> bool {
+    FileType::from_raw_mode(found.stx_mode.into()).is_dir()
 }
 
 /// Bytes for entries that are read at once.
@@ -136,7 +159,7 @@ fn open_to_empty(parent: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
     )?;
     let mode = Mode::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
     if !mode.contains(Mode::RWXU) {
-        chmodat(CWD, crate::locate::path_of(&found).as_c_str(), Mode::RWXU, AtFlags::empty())?;
+        chmodat(CWD, path_of(&found).as_c_str(), Mode::RWXU, AtFlags::empty())?;
     }
     openat(&found, c".", flags, Mode::empty())
 }

@@ -28,6 +28,7 @@ mod files;
 pub mod fuzz;
 mod listing;
 mod locate;
+mod moved;
 mod names;
 mod requests;
 mod saved;
@@ -42,7 +43,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Once};
 
 pub use beneath::{Usage, open_root, remove_tree, usage};
 pub use disk::serve_content;
@@ -52,7 +53,7 @@ pub use session::{SessionError, serve};
 
 use listing::Stream;
 use session::Listener;
-use table::Table;
+use table::{NodeId, Table};
 use watch::{WATCHES_MAX, Watcher};
 
 /// A directory of the host that a guest has mounted.
@@ -62,6 +63,10 @@ pub struct Directory {
     owner: (u32, u32),
     root_dev: u64,
     table: Mutex<Table>,
+    /// Nodes with smaller numbers were saved with the guest.
+    first_unsaved: NodeId,
+    /// Those that were moved meanwhile have been looked for.
+    searched: Once,
     /// Directories that are being read, with what was read and not yet sent.
     streams: Mutex<VecDeque<(u64, Stream)>>,
     watcher: Watcher,
@@ -112,7 +117,9 @@ impl Directory {
             read_only,
             owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             root_dev: locate::key(&found).dev,
+            first_unsaved: if restored { table.next_node } else { 0 },
             table: Mutex::new(table),
+            searched: Once::new(),
             streams: Mutex::default(),
             watcher: Watcher::new(watches),
             notices: Mutex::default(),

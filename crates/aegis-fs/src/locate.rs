@@ -72,6 +72,11 @@ pub(crate) fn checked(name: &CStr) -> io::Result<()> {
 impl Directory {
     /// An open descriptor of a directory; opened by its names if there is none.
     pub(crate) fn directory(&self, id: NodeId) -> io::Result<Arc<OwnedFd>> {
+        self.even_if_moved(id, || self.known_directory(id))
+    }
+
+    /// The same by the names that are known.
+    pub(crate) fn known_directory(&self, id: NodeId) -> io::Result<Arc<OwnedFd>> {
         let (mut fd, missing) = self.way_to(id)?;
         for (id, name, expected) in missing.into_iter().rev() {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -109,13 +114,18 @@ impl Directory {
 
     /// Where a node is now, checked, and what is there.
     pub(crate) fn place(&self, id: NodeId) -> io::Result<(Place, Statx)> {
+        self.even_if_moved(id, || self.known_place(id))
+    }
+
+    /// The same by the names that are known.
+    pub(crate) fn known_place(&self, id: NodeId) -> io::Result<(Place, Statx)> {
         let (expected, names) = {
             let table = self.table();
             let node = table.node(id)?;
             (node.key, node.names.clone())
         };
         for Name { parent, name } in names.into_iter().rev() {
-            let Ok(parent) = self.directory(parent) else { continue };
+            let Ok(parent) = self.known_directory(parent) else { continue };
             if let Ok(found) = stat_at(&parent, &name)
                 && key(&found) == expected
             {

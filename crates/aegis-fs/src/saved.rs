@@ -1,7 +1,8 @@
 //! What has to outlive the process when a guest is saved: the numbers that its kernel knows, and what they stand for.
 //!
 //! Written once, when no session runs, because a guest never outlives its worker in any other way. Everything is found again
-//! by its names when it is used: what is not there any more is stale, and nothing else is affected.
+//! by its names when it is used, or looked for once (see [`crate::moved`]): what is gone is stale, and nothing else is
+//! affected.
 
 use std::collections::HashMap;
 use std::ffi::CString;

@@ -66,7 +66,7 @@ pub(crate) struct Node {
     pub(crate) key: Key,
     pub(crate) directory: bool,
     pub(crate) regular: bool,
-    /// References that the guest's kernel has.
+    /// References that the guest's kernel has. With none, a node is on the way to one that has.
     pub(crate) lookups: u64,
     /// The newest last.
     pub(crate) names: Vec<Name>,
@@ -180,20 +180,39 @@ impl Table {
 
     /// The same for what has no name.
     pub(crate) fn refer_unnamed(&mut self, found: &Statx) -> io::Result<NodeId> {
+        let id = self.know(found)?;
+        self.node_mut(id)?.lookups += 1;
+        Ok(id)
+    }
+
+    /// The node of what was found, without another reference: one is needed, or a name in it, for the node to stay.
+    fn know(&mut self, found: &Statx) -> io::Result<NodeId> {
         let key = key(found);
-        let id = match self.by_key.get(&key) {
-            Some(&id) => id,
-            None if self.nodes.len() >= NODES_MAX => return Err(error(libc::ENOMEM)),
+        match self.by_key.get(&key) {
+            Some(&id) => Ok(id),
+            None if self.nodes.len() >= NODES_MAX => Err(error(libc::ENOMEM)),
             None => {
                 let id = self.next_node;
                 self.next_node += 1;
                 self.nodes.insert(id, Node::new(found));
                 self.by_key.insert(key, id);
-                id
+                Ok(id)
             }
-        };
-        self.node_mut(id)?.lookups += 1;
-        Ok(id)
+        }
+    }
+
+    /// Notes that a name in this directory leads to this node, whether or not the guest knows the directory. The directory,
+    /// and whether the name was news.
+    pub(crate) fn name_in(
+        &mut self,
+        id: NodeId,
+        directory: &Statx,
+        name: &CStr,
+    ) -> io::Result<(NodeId, bool)> {
+        let parent = self.know(directory)?;
+        let news = self.child(parent, name) != Some(id);
+        self.name(id, parent, name);
+        Ok((parent, news))
     }
 
     /// Notes that this name leads to this node now.
@@ -211,6 +230,7 @@ impl Table {
         if node.names.len() == NAMES_MAX {
             let oldest = node.names.remove(0);
             self.drop_child(id, &oldest);
+            self.release(oldest.parent);
         }
         if let Some(node) = self.nodes.get_mut(&id) {
             node.names.push(Name { parent, name: name.into() });
@@ -221,6 +241,7 @@ impl Table {
     pub(crate) fn unname(&mut self, parent: NodeId, name: &CStr) -> Option<NodeId> {
         let id = self.nodes.get_mut(&parent)?.children.remove(name)?;
         self.drop_name(id, parent, name);
+        self.release(parent);
         Some(id)
     }
 
@@ -243,26 +264,40 @@ impl Table {
         self.nodes.get(&parent)?.children.get(name).copied()
     }
 
-    /// Takes references of the kernel back. The watch of a directory that is not known any more.
+    /// Takes references of the kernel back. The watch of a directory that it does not know any more.
     pub(crate) fn forget(&mut self, id: NodeId, count: u64) -> Option<i32> {
-        let node = self.nodes.get_mut(&id)?;
+        let node = self.nodes.get_mut(&id).filter(|_| id != ROOT)?;
         node.lookups = node.lookups.saturating_sub(count);
-        if node.lookups > 0 || id == ROOT {
+        if node.lookups > 0 {
             return None;
         }
-        let node = self.nodes.remove(&id)?;
-        if self.by_key.get(&node.key) == Some(&id) {
-            self.by_key.remove(&node.key);
-        }
-        for name in &node.names {
-            self.drop_child(id, name);
-        }
-        match node.watch {
+        let watch = std::mem::take(&mut node.watch);
+        self.release(id);
+        match watch {
             Watch::By(watch) => {
                 self.by_watch.remove(&watch);
                 Some(watch)
             }
             Watch::None | Watch::Refused => None,
+        }
+    }
+
+    /// Lets go of a node that nobody needs, and then of directories that were only on the way to it.
+    fn release(&mut self, id: NodeId) {
+        let mut candidates = vec![id];
+        while let Some(id) = candidates.pop() {
+            let needed = |node: &Node| node.lookups > 0 || !node.children.is_empty();
+            if id == ROOT || self.nodes.get(&id).is_none_or(needed) {
+                continue;
+            }
+            let Some(node) = self.nodes.remove(&id) else { continue };
+            if self.by_key.get(&node.key) == Some(&id) {
+                self.by_key.remove(&node.key);
+            }
+            for name in &node.names {
+                self.drop_child(id, name);
+                candidates.push(name.parent);
+            }
         }
     }
 
