@@ -264,6 +264,11 @@ impl Directory {
                 }
                 names.extend(node.names.iter().map(|name| (name.parent, name.name.clone())));
             }
+            drop(table);
+            // A guest that was saved remembers what was watched then. Before looking: what changes afterwards is reported.
+            for &id in &directories {
+                self.watch(id);
+            }
         }
         for (parent, name) in names {
             if !self.look_at(parent, &name) {

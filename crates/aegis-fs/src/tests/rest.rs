@@ -158,3 +158,19 @@ async fn what_was_moved_meanwhile_is_looked_for_once() {
     assert_eq!(kernel.attributes(late).await, Err(libc::ESTALE));
     assert_eq!(kernel.attributes(deleted).await, Err(libc::ESTALE));
 }
+
+#[tokio::test]
+async fn what_the_host_changes_afterwards_is_told_as_before() {
+    let dir = scratch();
+    fs::create_dir(dir.path().join("d")).unwrap();
+    fs::write(dir.path().join("d/f"), "one").unwrap();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let f = kernel.walk("d/f").await.unwrap();
+    let tables = kernel.leave().await.save().unwrap();
+    fs::write(dir.path().join("d/f"), "while it was saved").unwrap();
+    let mut kernel = Kernel::of(Directory::reopen(dir.path(), false, &tables).unwrap()).await;
+    kernel.hears(vec![Told::Node(f)]).await;
+    // It has not asked for anything since, because it remembers everything.
+    fs::write(dir.path().join("d/f"), "afterwards").unwrap();
+    kernel.hears(vec![Told::Node(f)]).await;
+}
