@@ -29,20 +29,9 @@ pub struct ImageSummary {
 /// Everything about an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageInfo {
-    /// Name.
-    pub name: ImageName,
-    /// `sha256:` and 64 hexadecimal digits of the root image.
-    pub digest: String,
-    /// Size of the root image in bytes.
-    pub size_bytes: u64,
-    /// When the name was given to it; absent for the built-in image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created_at: Option<Timestamp>,
-    /// It came with the installation.
-    pub builtin: bool,
-    /// What a registry knows it by; made up for root file systems that were imported, absent for the built-in image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub manifest: Option<Digest>,
+    /// What a list says of it.
+    #[serde(flatten)]
+    pub summary: ImageSummary,
     /// What it says about the process to be started in it. `env` counts always, the rest with `oci_defaults`.
     #[serde(default)]
     pub config: ImageConfig,

@@ -83,7 +83,7 @@ async fn an_image_is_pulled_once_and_its_tag_is_looked_up_again() {
     let (digest, changed) = ready(pull(&host, &name).await);
     assert!(changed);
     let info = within(host.client.image(&name)).await.unwrap();
-    assert_eq!((&info.digest, info.manifest.as_ref()), (&digest, Some(&manifest)));
+    assert_eq!((&info.summary.digest, info.summary.manifest.as_ref()), (&digest, Some(&manifest)));
     assert_eq!((info.layers.len(), info.config.env["A"].as_str()), (2, "1"));
     let listed = within(host.client.images()).await.unwrap();
     assert!(listed.iter().any(|image| image.name == name && image.manifest.as_ref() == Some(&manifest)));

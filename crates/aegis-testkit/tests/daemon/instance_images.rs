@@ -174,7 +174,7 @@ async fn an_instance_keeps_its_image_when_the_tag_moves_and_the_image_goes_with_
     let old = digest(&host.info(&id).await).to_owned();
     registry.put("tools:1", &TestImage::default(), &[layer(&[("a", &[2; 300_000])])]);
     assert!(refresh(&host, &name).await);
-    let new = within(host.client.image(&name)).await.unwrap().digest;
+    let new = within(host.client.image(&name)).await.unwrap().summary.digest;
     assert_ne!(new, old);
     assert_eq!(within(host.client.image(&name)).await.unwrap().used_by, []);
     // Also under the next daemon, and after everything that nobody needs was removed.

@@ -104,7 +104,7 @@ pub(super) async fn save(
 ) -> Result<Response, ApiError> {
     let name = image_name(params.name)?;
     let known = look(&app, &name).await?;
-    if known.builtin {
+    if known.summary.builtin {
         return Err(ApiError::invalid(format!(
             "image `{name}` came with the installation and is no archive"
         ))

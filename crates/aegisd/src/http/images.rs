@@ -7,7 +7,7 @@ use aegis_api::{
     ErrorCode, ImageDeleted, ImageInfo, ImageSummary, ImageUsage, ImageUsageEntry, PruneImages, PrunedImages,
 };
 use aegis_image::{ImageError, PruneScope};
-use aegis_types::{ImageName, PullPolicy, parse_duration};
+use aegis_types::{ImageConfig, ImageName, PullPolicy, parse_duration};
 use axum::extract::State;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use super::error::{ApiError, no_image};
 use super::extract::{Json, Params};
 use super::instances::{Answer, before};
 use super::{App, Shared};
-use crate::images::{FindError, Images, NoCommand, Uses, full_command, is_built_in, pulls_first};
+use crate::images::{FindError, Images, NoCommand, Uses, full_command, is_built_in, pulls_first, summary};
 
 /// Images, by name.
 #[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<ImageSummary>)))]
@@ -81,12 +81,12 @@ pub(super) async fn delete(
     // Of no use to anybody.
     if !is_damaged.await {
         let image = look(&app, &name).await?;
-        if image.builtin {
+        if image.summary.builtin {
             let text = format!("cannot delete image `{name}`: it came with the installation");
             return Err(ApiError::invalid(text));
         }
         let listed = with(&app, Images::list).await.map_err(|e| unreadable(&e))?;
-        let names = listed.iter().filter(|other| other.digest == image.digest).count();
+        let names = listed.iter().filter(|other| other.digest == image.summary.digest).count();
         if names <= 1 && !force && !image.used_by.is_empty() {
             return Err(in_use(&app, &image));
         }
@@ -123,7 +123,7 @@ fn in_use(app: &App, image: &ImageInfo) -> ApiError {
             None => id.to_string(),
         })
         .collect();
-    let text = format!("cannot delete image `{}`: it is used by {}", image.name, users.join(", "));
+    let text = format!("cannot delete image `{}`: it is used by {}", image.summary.name, users.join(", "));
     ApiError::new(ErrorCode::ImageInUse, text)
         .with_hint("delete the instances first, or take the name away with `--force`: they keep the image")
 }
@@ -196,38 +196,19 @@ pub(super) async fn look(app: &Shared, name: &ImageName) -> Result<ImageInfo, Ap
             let built_in = if is_built_in(&wanted) { images.built_in_summary() } else { None };
             return built_in.map(built_in_info).ok_or(FindError::Unknown(wanted));
         };
-        Ok(ImageInfo {
-            name: image.name,
-            digest: image.digest,
-            size_bytes: image.size_bytes,
-            created_at: Some(image.created_at),
-            builtin: false,
-            manifest: image.manifest,
-            config: image.config,
-            layers: image.layers,
-            used_by: Vec::new(),
-        })
+        let (config, layers) = (image.config.clone(), image.layers.clone());
+        Ok(ImageInfo { summary: summary(image), config, layers, used_by: Vec::new() })
     });
     let mut image = match found.await {
         Ok(image) => image,
         Err(error) => return Err(no_image(&error, &known(app).await)),
     };
-    image.used_by = uses(app).await?.instances(&image.digest).to_vec();
+    image.used_by = uses(app).await?.instances(&image.summary.digest).to_vec();
     Ok(image)
 }
 
 fn built_in_info(image: ImageSummary) -> ImageInfo {
-    ImageInfo {
-        name: image.name,
-        digest: image.digest,
-        size_bytes: image.size_bytes,
-        created_at: None,
-        builtin: true,
-        manifest: None,
-        config: Default::default(),
-        layers: Vec::new(),
-        used_by: Vec::new(),
-    }
+    ImageInfo { summary: image, config: ImageConfig::default(), layers: Vec::new(), used_by: Vec::new() }
 }
 
 /// Names of all images; only for hints.
