@@ -1,11 +1,12 @@
 //! `aegis bench fs`: a directory of the host beside the guest's own disk, in the same guest with the same program.
 //!
-//! The directory is new and in the temporary directory (`TMPDIR`): what its file system needs is part of the figure.
+//! The directory is new and in the temporary directory (`TMPDIR`). What its file system needs is part of the figure, and has a
+//! row of its own.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use aegis_api::CreateInstance;
 use aegis_config::{Asset, locate};
@@ -16,8 +17,9 @@ use crate::report::{Report, Row};
 use crate::stats::Sample;
 use crate::{BenchError, guest, host, instance};
 
-/// Files of 2 KiB.
 const FILES: u32 = 2000;
+const FILE_BYTES: usize = 2048;
+const FILES_PER_DIRECTORY: u32 = 100;
 const MEGABYTES: u32 = 100;
 /// Prints one line for each figure: its name and milliseconds.
 const PROGRAM: &str = include_str!("../guest/fs.py");
@@ -52,6 +54,12 @@ async fn measure_on(installation: &Installation, workspace: &Path, runs: u32) ->
         ..instance::sleeper("bench")?
     };
     let id = instance::create(client, &request).await?;
+    let mut direct = Sample::default();
+    for turn in 0..runs {
+        let began = Instant::now();
+        make_files(&path.join(format!("host{turn}"))).map_err(BenchError::io("make files"))?;
+        direct.add(began.elapsed());
+    }
     let numbers = [FILES, MEGABYTES, runs].map(|number| number.to_string());
     let command: Vec<&str> =
         ["python3", "-SE", "-c", PROGRAM].into_iter().chain(numbers.iter().map(String::as_str)).collect();
@@ -72,14 +80,27 @@ async fn measure_on(installation: &Installation, workspace: &Path, runs: u32) ->
         let floor = of("disk", figure);
         [Row::new(disk, floor, None), Row::new(shared, of("workspace", figure), Some((*disk, floor)))]
     });
+    let direct = Row::new("host, 2000 small files made in that directory", &direct, None);
     let vmm = locate(Asset::Vmm, None, installation.layout())?.path;
     let accelerator = client.status().await?.accelerator.unwrap_or(Accelerator::Tcg);
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         machine: host::machine(accelerator, &vmm, String::from_utf8_lossy(&release).trim().to_owned()),
-        rows: rows.flatten().collect(),
+        rows: rows.chain([direct]).flatten().collect(),
         counts: Vec::new(),
         disk: Vec::new(),
         memory: Vec::new(),
     })
+}
+
+/// What the program in the guest makes.
+fn make_files(tree: &Path) -> io::Result<()> {
+    for number in 0..FILES {
+        let directory = tree.join(format!("d{}", number / FILES_PER_DIRECTORY));
+        if number % FILES_PER_DIRECTORY == 0 {
+            fs::create_dir_all(&directory)?;
+        }
+        fs::write(directory.join(format!("f{number}")), [b'x'; FILE_BYTES])?;
+    }
+    Ok(())
 }
