@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_proto::fuse::TOLD_SECONDS;
 use fuse_backend_rs::api::filesystem::Entry;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags, StatxTimestamp, openat, statx};
 
@@ -15,7 +16,7 @@ use crate::watch::Notice;
 use crate::{Directory, error};
 
 /// How long the guest may believe what it was told when changes by others are reported to it.
-const LONG: Duration = Duration::from_secs(3600);
+const LONG: Duration = Duration::from_secs(TOLD_SECONDS);
 /// The same when they are not.
 pub(crate) const SHORT: Duration = Duration::from_secs(1);
 /// Directories below each other; the kernel's own limit on paths is 4096 bytes.

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use fuse_backend_rs::abi::fuse_abi::CreateIn;
 use fuse_backend_rs::api::filesystem::{Entry, OpenOptions};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, chmodat, linkat, mkdirat, mknodat, openat,
-    renameat_with, symlinkat, unlinkat,
+    AtFlags, CWD, Dir, DirEntry, FileType, Mode, OFlags, RenameFlags, Statx, chmodat, linkat, mkdirat,
+    mknodat, openat, renameat_with, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -49,6 +49,7 @@ impl Directory {
         checked(name)?;
         self.watch(parent);
         let directory = self.directory(parent)?;
+        let _busy = self.begin(parent)?;
         make(&directory)?;
         if let Some(mode) = mode {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -63,7 +64,23 @@ impl Directory {
     }
 
     pub(crate) fn make_directory(&self, parent: NodeId, name: &CStr, mode: u32) -> io::Result<Entry> {
-        self.make(parent, name, Some(mode), |directory| mkdirat(directory, name, Mode::RWXU))
+        let mut entry =
+            self.make(parent, name, Some(mode), |directory| mkdirat(directory, name, Mode::RWXU))?;
+        // So that the guest may know that it is empty: what others put there from now on is told.
+        self.watch(entry.inode);
+        if self.is_empty(entry.inode) {
+            entry.attr_timeout = self.validity(entry.inode);
+        }
+        Ok(entry)
+    }
+
+    fn is_empty(&self, id: NodeId) -> bool {
+        let listed = self.directory(id).and_then(|directory| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            Ok(Dir::new(openat(&directory, c".", flags, Mode::empty())?)?)
+        });
+        let is_name = |entry: DirEntry| !matches!(entry.file_name().to_bytes(), b"." | b"..");
+        listed.is_ok_and(|mut entries| !entries.any(|entry| entry.map_or(true, is_name)))
     }
 
     /// A file, a pipe or a socket, which are the guest's own affair; never a device.
@@ -104,6 +121,7 @@ impl Directory {
         checked(name)?;
         self.watch(parent);
         let directory = self.directory(parent)?;
+        let _busy = self.begin(parent)?;
         let (flags, wanted) = (host_flags(args.flags), args.flags.cast_signed());
         let private = Mode::RUSR | Mode::WUSR;
         let fresh = flags.difference(OFlags::TRUNC) | OFlags::CREATE | OFlags::EXCL;
@@ -165,6 +183,7 @@ impl Directory {
         if let Some(child) = child.filter(|_| flags.contains(AtFlags::REMOVEDIR)) {
             let _ = self.directory(child);
         }
+        let _busy = self.begin(parent)?;
         unlinkat(&directory, name, flags)?;
         let gone = self.table().unname(parent, name);
         if let Some(id) = gone
@@ -192,6 +211,7 @@ impl Directory {
         }
         self.watch(to.0);
         let (old, new) = (self.directory(from.0)?, self.directory(to.0)?);
+        let _busy = (self.begin(from.0)?, self.begin(to.0)?);
         renameat_with(&old, from.1, &new, to.1, flags)?;
         {
             let mut table = self.table();

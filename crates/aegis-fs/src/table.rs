@@ -72,7 +72,7 @@ pub(crate) struct Node {
     pub(crate) names: Vec<Name>,
     /// As the guest was last told.
     pub(crate) seen: Stamp,
-    /// Writes of the guest that are going on.
+    /// Changes by the guest that are going on: of content, or of names in it.
     pub(crate) busy: u32,
     /// Open files.
     pub(crate) handles: Vec<u64>,

@@ -4,8 +4,9 @@
 //! inotify ─► (directory, name) ─ a moment ─► look ─► as the guest knows it? nothing
 //!                                                  └► otherwise: forget the name, or what is cached of the node
 //! ```
-//! Changes of the guest's own arrive as well. They need no special treatment, because they have been noted: what is found is
-//! what the guest knows. **Invariant:** whoever tells the guest something about a directory watches it first.
+//! Changes of the guest's own arrive as well. They need no special treatment, because they have been noted, or will be by
+//! whoever is at it, for whom this waits: what is found is what the guest knows. **Invariant:** whoever tells the guest
+//! something about a directory watches it first.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -280,6 +281,10 @@ impl Directory {
             let Ok(fd) = self.directory(id) else { continue };
             let Ok(found) = stat_fd(&*fd) else { continue };
             let changed = match self.table().node_mut(id) {
+                Ok(node) if node.busy > 0 => {
+                    pending.directories.insert(id);
+                    false
+                }
                 Ok(node) if node.seen != stamp(&found) => {
                     node.seen = stamp(&found);
                     true
@@ -298,6 +303,9 @@ impl Directory {
         let found = stat_at(&directory, name);
         let notice = {
             let mut table = self.table();
+            if table.node(parent).is_ok_and(|node| node.busy > 0) {
+                return false;
+            }
             let known = table.child(parent, name);
             match (known, found) {
                 (Some(id), Ok(found)) => match table.node_mut(id) {

@@ -13,6 +13,7 @@
 //! the next session.
 
 mod content;
+mod fresh;
 mod message;
 
 use std::collections::HashMap;
@@ -31,9 +32,10 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::sys::Sys;
+use fresh::Fresh;
 use message::{
-    BATCH_FORGET, FORGET, Frame, GETXATTR, INIT, INTERRUPT, NOTIFY_REPLY, READ, RELEASE, Read, answer,
-    answer_header, frame, is_kernels_own, read, unique, word,
+    BATCH_FORGET, FORGET, Frame, GETXATTR, INIT, INTERRUPT, LOOKUP, MKDIR, NOTIFY_REPLY, READ, RELEASE, Read,
+    answer, answer_header, frame, is_kernels_own, named, read, unique, word,
 };
 
 type Nonce = [u8; NONCE_BYTES];
@@ -46,8 +48,9 @@ const LONG_READ: u32 = 64 * 1024;
 const DISK_READ: u32 = 16 * 1024;
 /// While one of them waits for the host, the other gives the kernel what it has got.
 const READERS: usize = 2;
-/// How far the kernel reads ahead then, in KiB; its default is 128.
-const READ_AHEAD_KIB: u32 = 1024;
+/// How far the kernel reads ahead then, in KiB; its default is 128. Two of the longest requests: the host reads for one while
+/// the kernel takes what came for the other.
+const READ_AHEAD_KIB: u32 = 2048;
 /// What waits for the next request, at most.
 const LATER_BYTES: usize = 16 * 1024;
 /// How long it waits for one.
@@ -61,12 +64,21 @@ struct Mounted {
     target: String,
     device: OwnedFd,
     reads_ahead: AtomicBool,
+    fresh: Mutex<Fresh>,
+}
+
+impl Mounted {
+    fn fresh(&self) -> MutexGuard<'_, Fresh> {
+        self.fresh.lock().expect("no panic while held")
+    }
 }
 
 /// A request without an answer.
+#[derive(Default)]
 struct Open {
     /// The message, where it can be sent again.
     again: Option<Vec<u8>>,
+    makes_directory: bool,
 }
 
 /// A request that is answered from the disk.
@@ -132,6 +144,7 @@ impl Pump {
             target: target.to_owned(),
             device,
             reads_ahead: AtomicBool::new(false),
+            fresh: Mutex::default(),
         });
         self.lock().mounts.push(Arc::clone(&mounted));
         let pump = Arc::clone(self);
@@ -266,13 +279,17 @@ impl Pump {
             RELEASE => write(&mounted.device, &answer(unique(message), 0)),
             _ => {}
         }
+        if is_known_missing(mounted, message) {
+            return write(&mounted.device, &answer(unique(message), -libc::ENOENT));
+        }
         match operation {
             RELEASE | FORGET | BATCH_FORGET if later.len() + frame.len() <= LATER_BYTES => {
                 later.extend_from_slice(frame);
             }
             RELEASE | FORGET | BATCH_FORGET | INTERRUPT | NOTIFY_REPLY => self.send(later, frame),
             _ => {
-                let open = Open { again: (operation == INIT).then(|| message.to_vec()) };
+                let again = (operation == INIT).then(|| message.to_vec());
+                let open = Open { again, makes_directory: operation == MKDIR };
                 self.send_open(later, frame, (mounted.place, unique(message)), open);
             }
         }
@@ -344,8 +361,8 @@ impl Pump {
         if !content::has(mounted.place, &read) {
             return false;
         }
-        let open = Open { again: None };
-        self.begin_writing().open.insert((mounted.place, unique(&frame[PLACE_BYTES..])), open);
+        let number = (mounted.place, unique(&frame[PLACE_BYTES..]));
+        self.begin_writing().open.insert(number, Open::default());
         // The threads do not end.
         sender.send(LongRead { mounted: Arc::clone(mounted), read, frame: frame.to_vec() }).is_ok()
     }
@@ -450,18 +467,24 @@ impl Pump {
 
     fn answer(self: &Arc<Self>, place: u32, message: &[u8]) {
         let number = unique(message);
-        let mounted = {
+        let (mounted, open) = {
             let mut state = self.lock();
             let mounted = state.mounts.iter().find(|mounted| mounted.place == place).cloned();
-            if number != 0 {
-                state.open.remove(&(place, number));
-                self.note_quiet(&state);
-            }
-            mounted
+            let open = (number != 0).then(|| state.open.remove(&(place, number))).flatten();
+            self.note_quiet(&state);
+            (mounted, open)
         };
         match mounted {
-            Some(mounted) if number == 0 => self.tell_kernel(mounted, message.to_vec()),
-            Some(mounted) => write(&mounted.device, message),
+            Some(mounted) if number == 0 => {
+                mounted.fresh().tell(message);
+                self.tell_kernel(mounted, message.to_vec());
+            }
+            Some(mounted) => {
+                if open.is_some_and(|open| open.makes_directory) {
+                    mounted.fresh().made(message);
+                }
+                write(&mounted.device, message);
+            }
             None => debug!("the host sent something for mount {place}, which is not there"),
         }
     }
@@ -485,6 +508,7 @@ impl Pump {
     /// Answers what nobody will answer any more.
     fn fail_open(&self, state: &mut State) {
         let State { open, mounts, .. } = state;
+        mounts.iter().for_each(|mounted| mounted.fresh().clear());
         open.retain(|(place, number), open| {
             if open.again.is_none()
                 && let Some(mounted) = mounts.iter().find(|mounted| mounted.place == *place)
@@ -499,6 +523,19 @@ impl Pump {
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(work).map(drop)
+}
+
+/// Whether a request looks for a name that is certainly not there. Otherwise notes what it says of names.
+fn is_known_missing(mounted: &Mounted, message: &[u8]) -> bool {
+    let Some(named) = named(message) else { return false };
+    let mut fresh = mounted.fresh();
+    match word(message, 4) {
+        LOOKUP => return fresh.lacks(&named),
+        MKDIR => fresh.begin(),
+        _ => {}
+    }
+    fresh.puts(&named);
+    false
 }
 
 /// Whether the kernel asks something within a moment.

@@ -19,6 +19,9 @@
 //! begins with how much there is, or why there is nothing, as a little-endian `i32` (a count of bytes, or a negative `errno`), and
 //! after it what is in the file.
 
+/// Seconds for which the guest may believe what it was told if the host tells of changes by others. A directory that the guest
+/// makes, and whose attributes are valid for so long, is empty.
+pub const TOLD_SECONDS: u64 = 3600;
 /// Bytes that begin a session.
 pub const NONCE_BYTES: usize = 16;
 /// In the place of a mount: the last frame of a session that is parked.

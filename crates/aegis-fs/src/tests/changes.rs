@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use aegis_proto::fuse::TOLD_SECONDS;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::kernel::{Kernel, ROOT, Told, op, scratch, text, words};
@@ -69,6 +70,23 @@ async fn without_watches_nothing_is_believed_for_long() {
     let mut watched = Kernel::mount(dir.path()).await;
     let body = watched.call(op::LOOKUP, ROOT, &text("f")).await.unwrap();
     assert!(u64::from_le_bytes(body[16..24].try_into().unwrap()) > 60);
+}
+
+#[tokio::test]
+async fn a_new_directory_is_known_to_be_empty() {
+    let dir = scratch();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let made = kernel.call(op::MKDIR, ROOT, &[words(&[0o755, 0]), text("d")].concat()).await.unwrap();
+    let number = |at: usize| u64::from_le_bytes(made[at..at + 8].try_into().unwrap());
+    assert_eq!(number(24), TOLD_SECONDS, "its attributes are valid for so long");
+    // Without having asked for anything in it.
+    fs::write(dir.path().join("d/new"), "").unwrap();
+    kernel.hears(vec![Told::Name(number(0), "new".to_owned())]).await;
+    let directory = Directory::open_with_watches(dir.path(), 1).unwrap();
+    let mut kernel = Kernel::of(directory).await;
+    kernel.look_up(ROOT, "d").await.unwrap();
+    let made = kernel.call(op::MKDIR, ROOT, &[words(&[0o755, 0]), text("e")].concat()).await.unwrap();
+    assert_eq!(made[24..32], 1_u64.to_le_bytes(), "nobody would tell");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use aegis_link::Stream;
 use aegis_link::host::{HostLink, greet};
 use aegis_link::rpc::Client;
 use aegis_proto::control::PARK;
-use aegis_proto::fuse::{CONTENT_HEAD, Content, END, NONCE_BYTES};
+use aegis_proto::fuse::{CONTENT_HEAD, Content, END, NONCE_BYTES, TOLD_SECONDS};
 use aegis_proto::hello::{GuestMount, Hello};
 use aegis_proto::service::Service;
 use aegis_types::MountPoint;
@@ -21,11 +21,19 @@ use tokio::net::UnixStream;
 
 use crate::vm::{Host, Vm, hello, sh, within};
 
+const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
+const SYMLINK: u32 = 6;
+const MKNOD: u32 = 8;
+const MKDIR: u32 = 9;
+const RENAME: u32 = 12;
+const LINK: u32 = 13;
 const READ: u32 = 15;
 const RELEASE: u32 = 18;
 const GETXATTR: u32 = 22;
 const INIT: u32 = 26;
+const CREATE: u32 = 35;
+const RENAME2: u32 = 45;
 
 fn nonce(byte: u8) -> [u8; NONCE_BYTES] {
     [byte; NONCE_BYTES]
@@ -40,6 +48,18 @@ fn request(operation: u32, number: u64, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(40 + body.len()).unwrap();
     let head = [&length.to_le_bytes()[..], &operation.to_le_bytes(), &number.to_le_bytes()].concat();
     [&head[..], &[0; 24], body].concat()
+}
+
+/// A request about something in a directory.
+fn request_in(directory: u64, operation: u32, number: u64, body: &[u8]) -> Vec<u8> {
+    let mut message = request(operation, number, body);
+    message[16..24].copy_from_slice(&directory.to_le_bytes());
+    message
+}
+
+/// A node with a name and attributes that are valid for so many seconds.
+fn entry(node: u64, valid: u64) -> Vec<u8> {
+    [&[node, 0, valid, valid].map(u64::to_le_bytes).concat()[..], &[0; 96]].concat()
 }
 
 fn answer(error: i32, number: u64, body: &[u8]) -> Vec<u8> {
@@ -166,6 +186,95 @@ async fn what_needs_no_host_is_answered_in_the_guest() {
     // In their order, and the first one needs nobody to ask for something.
     expect(&mut port, &frame(&release)).await;
     expect(&mut port, &frame(&users)).await;
+}
+
+/// A guest that has made directory 7, of which the host says this.
+async fn with_directory(valid: u64, told: Option<&[u8]>) -> (Guest, Stream, UnixStream) {
+    let guest = Guest::new().await;
+    let stream = guest.begin(nonce(1)).await;
+    let mut port = guest.port().await;
+    expect(&mut port, &nonce(1)).await;
+    port.write_all(&nonce(1)).await.unwrap();
+    let make = request_in(1, MKDIR, 3, b"\0\0\0\0\0\0\0\0new\0");
+    guest.kernel.asks(&make);
+    expect(&mut port, &frame(&make)).await;
+    if let Some(notice) = told {
+        port.write_all(&frame(notice)).await.unwrap();
+        assert_eq!(guest.kernel.hears().await, notice);
+    }
+    let made = answer(0, 3, &entry(7, valid));
+    port.write_all(&frame(&made)).await.unwrap();
+    assert_eq!(guest.kernel.hears().await, made);
+    (guest, stream, port)
+}
+
+fn look_up(number: u64, name: &str) -> Vec<u8> {
+    request_in(7, LOOKUP, number, format!("{name}\0").as_bytes())
+}
+
+#[tokio::test]
+async fn nothing_is_in_a_new_directory_but_what_the_guest_puts_there() {
+    let (guest, _stream, mut port) = with_directory(TOLD_SECONDS, None).await;
+    let missing = |number| answer(-libc::ENOENT, number, &[]);
+    for number in [5, 7] {
+        guest.kernel.asks(&look_up(number, "a"));
+        assert_eq!(guest.kernel.hears().await, missing(number));
+    }
+    let renamed = |flags: &[u8]| [&7_u64.to_le_bytes()[..], flags, b"before\0"].concat();
+    let puts = [
+        (7, CREATE, [&[0; 16][..], b"created\0"].concat(), "created"),
+        (7, MKNOD, [&[0; 16][..], b"pipe\0"].concat(), "pipe"),
+        (7, MKDIR, [&[0; 8][..], b"below\0"].concat(), "below"),
+        (7, SYMLINK, b"link\0target\0".to_vec(), "link"),
+        (7, LINK, [&[9; 8][..], b"hard\0"].concat(), "hard"),
+        (1, RENAME, [renamed(&[]), b"moved\0".to_vec()].concat(), "moved"),
+        (1, RENAME2, [renamed(&[0; 8]), b"exchanged\0".to_vec()].concat(), "exchanged"),
+    ];
+    for (number, (directory, operation, body, name)) in (11..).step_by(4).zip(puts) {
+        let put = request_in(directory, operation, number, &body);
+        guest.kernel.asks(&put);
+        expect(&mut port, &frame(&put)).await;
+        let look = look_up(number + 2, name);
+        guest.kernel.asks(&look);
+        expect(&mut port, &frame(&look)).await;
+        for number in [number, number + 2] {
+            port.write_all(&frame(&answer(-libc::EIO, number, &[]))).await.unwrap();
+            assert_eq!(guest.kernel.hears().await, answer(-libc::EIO, number, &[]));
+        }
+    }
+    for (number, name) in [(51, "target"), (53, "before")] {
+        guest.kernel.asks(&look_up(number, name));
+        assert_eq!(guest.kernel.hears().await, missing(number), "{name}");
+    }
+    // The first change by others ends it, whatever it is.
+    let notice = answer(3, 0, &[&7_u64.to_le_bytes()[..], &[4, 0, 0, 0, 0, 0, 0, 0], b"news\0"].concat());
+    port.write_all(&frame(&notice)).await.unwrap();
+    assert_eq!(guest.kernel.hears().await, notice);
+    let look = look_up(55, "target");
+    guest.kernel.asks(&look);
+    expect(&mut port, &frame(&look)).await;
+}
+
+#[tokio::test]
+async fn the_host_is_asked_about_a_new_directory_of_which_it_does_not_tell() {
+    let notice = answer(2, 0, &[&7_u64.to_le_bytes()[..], &[0; 16]].concat());
+    for (valid, told) in [(TOLD_SECONDS - 1, None), (TOLD_SECONDS, Some(&notice[..]))] {
+        let (guest, _stream, mut port) = with_directory(valid, told).await;
+        let look = look_up(5, "a");
+        guest.kernel.asks(&look);
+        expect(&mut port, &frame(&look)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_begins_without_what_was_known_of_new_directories() {
+    let (guest, stream, mut port) = with_directory(TOLD_SECONDS, None).await;
+    drop(stream);
+    let _stream = guest.begin(nonce(2)).await;
+    expect(&mut port, &nonce(2)).await;
+    let look = look_up(5, "a");
+    guest.kernel.asks(&look);
+    expect(&mut port, &frame(&look)).await;
 }
 
 /// A request to read from an open file.
