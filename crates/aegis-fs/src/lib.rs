@@ -18,6 +18,7 @@
 //! looks as if root owned it), locks are the guest kernel's own, and there is no write-back cache.
 #![forbid(unsafe_code)]
 
+mod absent;
 mod attributes;
 mod beneath;
 mod content;

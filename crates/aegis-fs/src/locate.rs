@@ -194,18 +194,12 @@ impl Directory {
     /// taken from it if so.
     pub(crate) fn observe(&self, id: NodeId, found: &Statx) {
         let now = stamp(found);
-        let changed = {
-            let mut table = self.table();
-            let Ok(node) = table.node_mut(id) else { return };
-            // A write of the guest is going on: whoever does it notes the outcome.
-            let changed = node.busy == 0 && node.seen != now;
-            if changed {
-                node.seen = now;
-            }
-            changed && node.regular
-        };
-        if changed {
-            self.notify(Notice::Node(id));
+        let mut table = self.table();
+        let Ok(node) = table.node_mut(id) else { return };
+        // A write of the guest is going on: whoever does it notes the outcome.
+        let changed = node.busy == 0 && node.seen != now;
+        if changed && (!node.regular || self.notify(Notice::Node(id))) {
+            node.seen = now;
         }
     }
 

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use crate::content::host_flags;
 use crate::locate::{PERMISSIONS, checked, key, path_of, stat_at, stat_fd};
 use crate::table::{Handle, NodeId};
+use crate::watch::Notice;
 use crate::{Directory, error};
 
 /// Stands for a file without a name in a request to create one.
@@ -29,8 +30,15 @@ impl Directory {
         match stat_at(&directory, name) {
             Ok(found) => self.enter(parent, name, &found),
             Err(Errno::NOENT) => {
-                self.table().unname(parent, name);
                 // The kernel remembers that there is none.
+                let forgotten = {
+                    let mut table = self.table();
+                    table.unname(parent, name);
+                    table.absent.add(parent, name)
+                };
+                if let Some((parent, name)) = forgotten {
+                    self.notify(Notice::Name(parent, name));
+                }
                 Ok(Entry { entry_timeout: self.validity(parent), ..Entry::default() })
             }
             Err(e) => Err(e.into()),

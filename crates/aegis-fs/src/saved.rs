@@ -17,7 +17,9 @@ use crate::Children;
 use crate::table::{Key, Name, Node, NodeId, ROOT, Slot, Stamp, Table, Watch};
 
 /// First bytes, with the version of the format.
-const MAGIC: &[u8; 8] = b"aegisfs1";
+const MAGIC: &[u8; 8] = b"aegisfs2";
+/// What all versions begin with.
+const KIND: &[u8] = b"aegisfs";
 const DIGEST_BYTES: usize = 32;
 
 /// Tables could not be saved, or a directory not be served again.
@@ -26,6 +28,9 @@ pub enum SavedError {
     /// The directory cannot be opened.
     #[error("cannot open the directory")]
     Directory(#[source] io::Error),
+    /// Another version of AegisVM wrote them.
+    #[error("another version of AegisVM saved what the guest knows of a mounted directory")]
+    Version,
     /// They are not what was written.
     #[error("what was saved of a mounted directory is damaged")]
     Damaged,
@@ -43,6 +48,7 @@ pub(crate) struct Tables {
     root_dev: u64,
     nodes: Vec<SavedNode>,
     handles: Vec<SavedHandle>,
+    absent: Vec<(NodeId, CString)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,13 +89,15 @@ pub(crate) fn encode(table: &Table) -> Result<Vec<u8>, SavedError> {
         root_dev: table.nodes.get(&ROOT).map_or(0, |root| root.key.dev),
         nodes: nodes.collect(),
         handles: handles.collect(),
+        absent: table.absent.iter().map(|(directory, name)| (directory, name.to_owned())).collect(),
     };
     let body = postcard::to_stdvec(&tables).map_err(SavedError::Encode)?;
     Ok([&MAGIC[..], &Sha256::digest(&body), &body].concat())
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<Tables, SavedError> {
-    let rest = bytes.strip_prefix(MAGIC).ok_or(SavedError::Damaged)?;
+    let unknown = if bytes.starts_with(KIND) { SavedError::Version } else { SavedError::Damaged };
+    let rest = bytes.strip_prefix(MAGIC).ok_or(unknown)?;
     let (digest, body) = rest.split_at_checked(DIGEST_BYTES).ok_or(SavedError::Damaged)?;
     if Sha256::digest(body)[..] != *digest {
         return Err(SavedError::Damaged);
@@ -146,6 +154,10 @@ impl Tables {
                 let flags = OFlags::from_bits_retain(flags);
                 table.handles.insert(number, Slot::Saved { node, flags });
             }
+        }
+        for (directory, name) in self.absent {
+            // No more than there were.
+            let _ = table.absent.add(directory, &name);
         }
         table
     }

@@ -12,6 +12,7 @@ use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
 use rustix::fs::{OFlags, Statx};
 use serde::{Deserialize, Serialize};
 
+use crate::absent::Absent;
 use crate::locate::{self, key};
 use crate::{Children, error};
 
@@ -132,6 +133,8 @@ pub(crate) struct Table {
     /// Never used again, so that a stale number finds nothing; numbers of handles not before all others were.
     pub(crate) next_node: NodeId,
     pub(crate) next_handle: u64,
+    /// Names that the guest remembers as missing.
+    pub(crate) absent: Absent,
     /// Directories with a descriptor, the oldest first.
     kept: VecDeque<NodeId>,
 }
@@ -145,6 +148,7 @@ impl Table {
             by_watch: HashMap::new(),
             next_node: ROOT + 1,
             next_handle: 1,
+            absent: Absent::default(),
             kept: VecDeque::new(),
         };
         table.set_root(root, found);
@@ -217,6 +221,7 @@ impl Table {
 
     /// Notes that this name leads to this node now.
     pub(crate) fn name(&mut self, id: NodeId, parent: NodeId, name: &CStr) {
+        self.absent.remove(parent, name);
         let Some(directory) = self.nodes.get_mut(&parent) else { return };
         match directory.children.insert(name.into(), id) {
             Some(other) if other != id => self.drop_name(other, parent, name),
@@ -291,6 +296,7 @@ impl Table {
                 continue;
             }
             let Some(node) = self.nodes.remove(&id) else { continue };
+            self.absent.forget(id);
             if self.by_key.get(&node.key) == Some(&id) {
                 self.by_key.remove(&node.key);
             }

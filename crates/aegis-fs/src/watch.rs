@@ -265,6 +265,7 @@ impl Directory {
                 }
                 names.extend(node.names.iter().map(|name| (name.parent, name.name.clone())));
             }
+            names.extend(table.absent.iter().map(|(directory, name)| (directory, name.into())));
             drop(table);
             // A guest that was saved remembers what was watched then. Before looking: what changes afterwards is reported.
             for &id in &directories {
@@ -280,19 +281,14 @@ impl Directory {
         for id in directories {
             let Ok(fd) = self.directory(id) else { continue };
             let Ok(found) = stat_fd(&*fd) else { continue };
-            let changed = match self.table().node_mut(id) {
+            match self.table().node_mut(id) {
                 Ok(node) if node.busy > 0 => {
                     pending.directories.insert(id);
-                    false
                 }
-                Ok(node) if node.seen != stamp(&found) => {
+                Ok(node) if node.seen != stamp(&found) && self.notify(Notice::Node(id)) => {
                     node.seen = stamp(&found);
-                    true
                 }
-                _ => false,
-            };
-            if changed {
-                self.notify(Notice::Node(id));
+                _ => {}
             }
         }
     }
@@ -301,39 +297,34 @@ impl Directory {
     fn look_at(&self, parent: NodeId, name: &CStr) -> bool {
         let Ok(directory) = self.directory(parent) else { return true };
         let found = stat_at(&directory, name);
-        let notice = {
-            let mut table = self.table();
-            if table.node(parent).is_ok_and(|node| node.busy > 0) {
-                return false;
-            }
-            let known = table.child(parent, name);
-            match (known, found) {
-                (Some(id), Ok(found)) => match table.node_mut(id) {
-                    Ok(node) if node.key == key(&found) => {
-                        if node.busy > 0 {
-                            return false;
-                        }
-                        if node.seen == stamp(&found) {
-                            return true;
-                        }
-                        node.seen = stamp(&found);
-                        Notice::Node(id)
-                    }
-                    _ => {
-                        table.unname(parent, name);
-                        Notice::Name(parent, name.into())
-                    }
-                },
-                (Some(_), Err(Errno::NOENT)) => {
-                    table.unname(parent, name);
-                    Notice::Name(parent, name.into())
+        let mut table = self.table();
+        if table.node(parent).is_ok_and(|node| node.busy > 0) {
+            return false;
+        }
+        // What cannot be told is not noted, so that the next look finds it.
+        match (table.child(parent, name), found) {
+            (Some(id), Ok(found)) if table.node(id).is_ok_and(|node| node.key == key(&found)) => {
+                let Ok(node) = table.node_mut(id) else { return true };
+                if node.busy > 0 {
+                    return false;
                 }
-                // It may remember that there was nothing.
-                (None, Ok(_)) => Notice::Name(parent, name.into()),
-                (None | Some(_), Err(_)) => return true,
+                if node.seen != stamp(&found) && self.notify(Notice::Node(id)) {
+                    node.seen = stamp(&found);
+                }
             }
-        };
-        self.notify(notice);
+            (Some(_), Ok(_) | Err(Errno::NOENT)) => {
+                if self.notify(Notice::Name(parent, name.into())) {
+                    table.unname(parent, name);
+                }
+            }
+            // It may remember that there was nothing.
+            (None, Ok(_)) => {
+                if self.notify(Notice::Name(parent, name.into())) {
+                    table.absent.remove(parent, name);
+                }
+            }
+            (None | Some(_), Err(_)) => {}
+        }
         true
     }
 
@@ -342,12 +333,14 @@ impl Directory {
         notices.as_ref().is_some_and(Listener::has_room)
     }
 
-    /// Tells the guest to forget something, now or as soon as it listens again.
-    pub(crate) fn notify(&self, notice: Notice) {
+    /// Tells the guest to forget something. Otherwise everything is looked at as soon as it listens: whoever tells notes only
+    /// then that the guest knows.
+    pub(crate) fn notify(&self, notice: Notice) -> bool {
         let notices = self.notices.lock().expect("no panic while held");
         let sent = notices.as_ref().is_some_and(|listener| listener.tell(notice));
         if !sent {
             self.missed.store(true, Ordering::Relaxed);
         }
+        sent
     }
 }

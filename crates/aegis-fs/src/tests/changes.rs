@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use aegis_proto::fuse::TOLD_SECONDS;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use super::kernel::{Kernel, ROOT, Told, op, scratch, text, words};
+use super::kernel::{DEADLINE, Kernel, ROOT, Told, op, scratch, text, words};
 use crate::Directory;
 
 #[tokio::test]
@@ -70,6 +72,27 @@ async fn without_watches_nothing_is_believed_for_long() {
     let mut watched = Kernel::mount(dir.path()).await;
     let body = watched.call(op::LOOKUP, ROOT, &text("f")).await.unwrap();
     assert!(u64::from_le_bytes(body[16..24].try_into().unwrap()) > 60);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_told_later() {
+    let dir = scratch();
+    let mut kernel = Kernel::mount(dir.path()).await;
+    let names: Vec<String> = (0..5000).map(|number| format!("f{number}")).collect();
+    for name in &names {
+        fs::write(dir.path().join(name), "").unwrap();
+        kernel.look_up(ROOT, name).await.unwrap();
+    }
+    for name in &names {
+        fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    // Nobody takes anything meanwhile: the session runs in this thread.
+    let deadline = Instant::now() + DEADLINE;
+    while !kernel.directory.missed.load(Ordering::Relaxed) {
+        assert!(Instant::now() < deadline, "more is told than fits");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kernel.hears(names.into_iter().map(|name| Told::Name(ROOT, name)).collect()).await;
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::{Directory, SessionError, serve};
 
 /// Far above what anything here takes.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 const NONCE: [u8; NONCE_BYTES] = *b"sixteen bytes ok";
 
 pub(super) const ROOT: u64 = 1;
