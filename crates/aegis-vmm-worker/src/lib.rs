@@ -20,6 +20,7 @@ pub mod confine;
 mod content;
 mod control;
 mod driver;
+mod files;
 mod guest;
 mod hibernate;
 mod memory;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,14 +20,13 @@ use aegis_proto::saved::MOUNT_FILE;
 use aegis_proto::service::Service;
 use aegis_types::Mount;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::boot::message_of;
 use crate::content;
+use crate::files::{self, Answers, Requests};
 
 /// For sessions to end whose streams have.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -46,9 +45,9 @@ enum Command {
     /// A guest begins, with what an earlier worker has left in this directory if it was saved.
     Open(Option<PathBuf>, Reply),
     /// The guest is there, and asks on this stream; the one before serves on without one.
-    Serve(HostLink, Option<StdUnixStream>),
+    Serve(HostLink, Option<UnixStream>),
     /// The VMM that is being started reads content on this stream.
-    ServeContent(StdUnixStream),
+    ServeContent(UnixStream),
     /// The guest was parked: leave what the next worker needs in this directory.
     Save(PathBuf, Reply),
 }
@@ -82,14 +81,14 @@ impl MountThread {
     }
 
     /// Serves the guest at the end of this link. The stream is given once for each VM.
-    pub(crate) fn serve(&self, link: HostLink, files: Option<StdUnixStream>) {
+    pub(crate) fn serve(&self, link: HostLink, files: Option<UnixStream>) {
         if self.commands.send(Command::Serve(link, files)).is_err() {
             tracing::error!("the thread of the mounts is gone");
         }
     }
 
     /// Answers the VMM for the content of files, those of the guest for which they were opened last.
-    pub(crate) fn serve_content(&self, stream: StdUnixStream) {
+    pub(crate) fn serve_content(&self, stream: UnixStream) {
         if self.commands.send(Command::ServeContent(stream)).is_err() {
             tracing::error!("the thread of the mounts is gone");
         }
@@ -195,14 +194,13 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The stream on which a guest asks, for all its sessions.
 struct Files {
     /// What was read ahead is not lost between sessions.
-    reader: Mutex<BufReader<OwnedReadHalf>>,
-    writer: Arc<Mutex<OwnedWriteHalf>>,
+    reader: Mutex<BufReader<Requests>>,
+    writer: Arc<Mutex<Answers>>,
 }
 
 impl Files {
-    fn new(stream: StdUnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        let (reader, writer) = UnixStream::from_std(stream)?.into_split();
+    fn new(stream: UnixStream) -> io::Result<Self> {
+        let (reader, writer) = files::split(stream)?;
         let reader = Mutex::new(BufReader::with_capacity(READ_AHEAD, reader));
         Ok(Self { reader, writer: Arc::new(Mutex::new(writer)) })
     }
