@@ -134,6 +134,10 @@ fn open_files_and_the_working_directory_outlive_a_rest_and_the_daemon() {
             aegis.kill_daemon();
             aegis.aegis(["up"]).expect_ok();
         }
+        // It remembers that this is missing.
+        let _ = fs::remove_file(dir.path().join("meanwhile"));
+        let is_missing = || aegis.exec_sh("keeper", "cat /workspace/meanwhile").code != Some(0);
+        wait_for("it to be gone", || is_missing().then_some(()));
         aegis.instance("hibernate", "keeper");
         let before = count();
         fs::write(dir.path().join("meanwhile"), round.to_string()).unwrap();
@@ -142,7 +146,13 @@ fn open_files_and_the_working_directory_outlive_a_rest_and_the_daemon() {
         wait_for("it to go on", || (count() > before).then_some(()));
         assert_eq!(answer("keeper"), "/workspace/inside Stale file handle");
     }
-    let kept = fs::read_to_string(dir.path().join("inside/kept")).unwrap();
+    // What somebody moves meanwhile is found again.
+    aegis.instance("hibernate", "keeper");
+    fs::rename(dir.path().join("inside"), dir.path().join("outside")).unwrap();
+    assert_eq!(answer("keeper"), "/workspace/outside Stale file handle");
+    let before = count();
+    wait_for("it to go on", || (count() > before).then_some(()));
+    let kept = fs::read_to_string(dir.path().join("outside/kept")).unwrap();
     let lines: Vec<u64> = kept.lines().map(|line| line.parse().unwrap()).collect();
     let expected: Vec<u64> = (1..=lines.len() as u64).collect();
     assert_eq!(lines, expected, "no line is missing or there twice");
