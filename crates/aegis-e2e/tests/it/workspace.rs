@@ -146,12 +146,15 @@ fn open_files_and_the_working_directory_outlive_a_rest_and_the_daemon() {
         wait_for("it to go on", || (count() > before).then_some(()));
         assert_eq!(answer("keeper"), "/workspace/inside Stale file handle");
     }
-    // What somebody moves meanwhile is found again.
+    // What somebody moves meanwhile is found again; where a working directory is, once its new name was looked up.
     aegis.instance("hibernate", "keeper");
-    fs::rename(dir.path().join("inside"), dir.path().join("outside")).unwrap();
-    assert_eq!(answer("keeper"), "/workspace/outside Stale file handle");
     let before = count();
-    wait_for("it to go on", || (count() > before).then_some(()));
+    fs::rename(dir.path().join("inside"), dir.path().join("outside")).unwrap();
+    let look = "ls /workspace/outside; for process in /proc/[0-9]*; do readlink $process/cwd; done";
+    wait_for("the working directory", || {
+        aegis.exec_sh("keeper", look).out().contains("/workspace/outside\n").then_some(())
+    });
+    wait_for("it to go on", || (count() > before + 1).then_some(()));
     let kept = fs::read_to_string(dir.path().join("outside/kept")).unwrap();
     let lines: Vec<u64> = kept.lines().map(|line| line.parse().unwrap()).collect();
     let expected: Vec<u64> = (1..=lines.len() as u64).collect();

@@ -53,7 +53,9 @@ impl Fresh {
 
     /// The answer to that. It has to be noted before the kernel has it.
     pub(super) fn made(&mut self, message: &[u8]) {
-        self.making = self.making.saturating_sub(1);
+        // Of one that was asked for before everything was forgotten the host may have told meanwhile.
+        let Some(making) = self.making.checked_sub(1) else { return };
+        self.making = making;
         let Some(entry) = made_entry(message) else { return };
         if self.told || entry.attributes_valid < TOLD_SECONDS {
             return;
