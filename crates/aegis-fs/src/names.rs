@@ -12,6 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::beneath::is_component;
 use crate::content::host_flags;
 use crate::locate::{PERMISSIONS, checked, key, path_of, stat_at, stat_fd};
 use crate::table::{Handle, NodeId};
@@ -87,7 +88,7 @@ impl Directory {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             Ok(Dir::new(openat(&directory, c".", flags, Mode::empty())?)?)
         });
-        let is_name = |entry: DirEntry| !matches!(entry.file_name().to_bytes(), b"." | b"..");
+        let is_name = |entry: DirEntry| is_component(entry.file_name().to_bytes());
         listed.is_ok_and(|mut entries| !entries.any(|entry| entry.map_or(true, is_name)))
     }
 

@@ -11,8 +11,9 @@
 //! it begins with its length in bytes, itself included, as a little-endian `u32`.
 //!
 //! A message costs the guest much more than the host, above all where its CPU is emulated. So they have a port of their own,
-//! without a multiplexer, and two answers are given in the guest: that a file was closed (`FUSE_RELEASE`, which the host
-//! does not answer), and that nothing has an attribute of the kernel's own (`security.…`, `system.…`, `trusted.…`).
+//! without a multiplexer, and three answers are given in the guest: that a file was closed (`FUSE_RELEASE`, which the host
+//! does not answer), that nothing has an attribute of the kernel's own (`security.…`, `system.…`, `trusted.…`), and that a name
+//! is not in a directory that the guest has just made ([`TOLD_SECONDS`]).
 //!
 //! Content that is read in long pieces does not come over the port, whose driver takes 4 KiB at a time, but from a disk: the
 //! one with the serial number [`CONTENT_DISK`]. No bytes are on it. A read at the address of a [`Content`] gives a sector that
